@@ -1,0 +1,2 @@
+//! How a rollout is done: host traits, controller, router, recorder, stores, tower layer
+#![deny(missing_docs)]

@@ -1,0 +1,2 @@
+//! What an LLM version is: bundles, manifests, digests, references
+#![deny(missing_docs)]
