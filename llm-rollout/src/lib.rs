@@ -1,2 +1,26 @@
-//! What to do next: a pure rollout state machine for LLM versions
+//! What to do next: a pure rollout state machine for LLM versions.
+//!
+//! A [`Rollout`] is data. [`Rollout::decide`] says what an input leads to, as a [`Step`] to log; [`Rollout::apply`] folds a
+//! logged step in and never consults plan, gates or time, so an old log replays for ever. Nothing here reads a clock, waits,
+//! or talks to anybody: that is what a controller does, in the order decide, append, apply, carry out, feed back.
 #![deny(missing_docs)]
+
+mod ids;
+pub mod plan;
+mod rollout;
+mod split;
+mod step;
+mod time;
+mod transition;
+
+pub use ids::{
+    BadFormat, BadName, BadShare, EndpointId, Epoch, Fence, Format, RolloutId, RouterId, Seq, Share,
+};
+pub use plan::{Advance, MetricDef, Plan, PlanError, PlanSpec, StageSpec};
+pub use rollout::{Cause, Hold, Phase, Recovery, Replay, Rollout, State};
+pub use split::{Direction, Observed, Order, Position, RouterClock, RouterState, Split};
+pub use step::{
+    Command, Effect, Heartbeat, Input, Intent, IntentId, Look, Notice, Outcome, Step, Verb,
+};
+pub use time::Timestamp;
+pub use transition::Rejected;

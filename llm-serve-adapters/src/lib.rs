@@ -1,2 +1,4 @@
-//! How a rollout is done: host traits, controller, router, recorder, stores, tower layer
+//! How a rollout is done: host traits, controller, router, recorder, stores, tower layer.
 #![deny(missing_docs)]
+
+pub mod host;

@@ -1,0 +1,394 @@
+//! The plan as it is written, and the check that makes it valid.
+
+use super::PlanError;
+use crate::Share;
+use crate::time::words;
+use llm_gates::{Action, GateTable, LiveGate};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A plan as written; [`super::Plan`] is the checked form.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
+pub struct PlanSpec {
+    /// The probability that a harmless candidate is rolled back by statistics: over all gates, stages and looks. In (0, 1).
+    pub alpha: f64,
+    /// Evidence at this level (see `alpha`) freezes the ramp without rolling back; in (0, 1). Not set: no freeze.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_alpha: Option<f64>,
+    /// Time between two looks at the evidence.
+    #[serde(default = "defaults::look", with = "words")]
+    pub look_every: Duration,
+    /// What is measured, by name.
+    #[serde(default)]
+    pub metrics: BTreeMap<String, MetricDef>,
+    /// What the live metrics must not show.
+    #[serde(default)]
+    pub gates: Vec<LiveGate>,
+    /// What it takes to advance.
+    #[serde(default)]
+    pub pass: PassSpec,
+    /// What must hold before any user sees the candidate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pre_flight: Option<PreFlightSpec>,
+    /// Exposures, in order.
+    #[serde(default)]
+    pub stages: Vec<StageSpec>,
+    /// After promotion: how long the old baseline stays warm for an instant return.
+    #[serde(default, with = "words")]
+    pub bake: Duration,
+    /// What goes back by itself, besides gates.
+    #[serde(default)]
+    pub triggers: Triggers,
+    /// How going back is done.
+    #[serde(default)]
+    pub recovery: RecoverySpec,
+    /// The dead-man's switch in the data plane.
+    #[serde(default)]
+    pub lease: Lease,
+    /// Where waiting ends.
+    #[serde(default)]
+    pub outcomes: Outcomes,
+}
+
+/// What one metric counts, per request that was assigned at random.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum MetricDef {
+    /// Requests that failed by the version's fault: timeout, upstream error, error in mid-stream, malformed reply.
+    Fault {},
+    /// Requests whose first token came later than this.
+    FirstTokenOver(#[serde(with = "words")] Duration),
+    /// Requests that took longer than this from start to end.
+    DurationOver(#[serde(with = "words")] Duration),
+    /// Requests on which the host raised this flag (a failed check, a safety block, a thumbs-down).
+    Flag(String),
+}
+
+/// What it takes to advance, once dwell and samples are reached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum PassSpec {
+    /// No evidence of harm after the stage's samples: the weaker criterion, explicit.
+    #[default]
+    NoEvidenceOfHarm,
+    /// Evidence of no harm beyond the margin, with probability of a wrong pass at most `beta`.
+    NonInferior {
+        /// Tolerated relative harm, above 0.
+        margin: f64,
+        /// Probability that a candidate worse than that passes; in (0, 1).
+        beta: f64,
+    },
+}
+
+/// The gates before any exposure.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
+pub struct PreFlightSpec {
+    /// The table.
+    pub gates: GateTable,
+    /// How long the evaluation may take.
+    #[serde(default = "defaults::hour", with = "words")]
+    pub deadline: Duration,
+}
+
+/// One stage: an exposure, how long, how many samples, and who lets it advance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
+pub struct StageSpec {
+    /// Share of the candidate in per cent, in steps of 0.01.
+    pub serve: Exposure,
+    /// Share of the control arm in per cent (a slice of the baseline, treated like the candidate); at most 50.
+    #[serde(default, skip_serializing_if = "Exposure::is_none")]
+    pub control: Exposure,
+    /// Time at this share, confirmed and leased.
+    #[serde(with = "words")]
+    pub dwell: Duration,
+    /// Longest time in the stage, from when it began to shift; then `outcomes.undecided`. Default: four times the dwell, at least ten minutes.
+    #[serde(default, with = "limit", skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Duration>,
+    /// Candidate samples of every gated metric that a pass needs.
+    #[serde(default)]
+    pub min_samples: u64,
+    /// Who lets it advance.
+    #[serde(default)]
+    pub advance: Advance,
+}
+
+impl StageSpec {
+    /// Longest time in the stage.
+    pub fn longest(&self) -> Duration {
+        self.limit.unwrap_or_else(|| self.dwell.saturating_mul(4).max(Duration::from_secs(600)))
+    }
+}
+
+/// A share, written in per cent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+#[expect(clippy::exhaustive_structs, reason = "a wrapper")]
+pub struct Exposure(pub Share);
+
+impl Exposure {
+    fn is_none(&self) -> bool {
+        self.0 == Share::NONE
+    }
+}
+
+impl TryFrom<f64> for Exposure {
+    type Error = crate::BadShare;
+    fn try_from(percent: f64) -> Result<Self, crate::BadShare> {
+        Share::from_percent(percent).map(Self)
+    }
+}
+
+impl From<Exposure> for f64 {
+    fn from(exposure: Exposure) -> f64 {
+        exposure.0.percent()
+    }
+}
+
+/// Who lets a stage advance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(clippy::exhaustive_enums, reason = "one or the other")]
+pub enum Advance {
+    /// Nobody: it advances when its gates pass.
+    #[default]
+    Auto,
+    /// A person, when its gates pass.
+    Manual,
+}
+
+/// What goes back by itself, besides gates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
+pub struct Triggers {
+    /// A candidate request has waited this long for its first token.
+    #[serde(with = "words")]
+    pub candidate_silent: Duration,
+    /// No verdict (of any kind) has come for this long; then `outcomes.no_verdict`.
+    #[serde(with = "words")]
+    pub no_verdict: Duration,
+}
+
+impl Default for Triggers {
+    fn default() -> Self {
+        Self { candidate_silent: Duration::from_secs(60), no_verdict: Duration::from_secs(600) }
+    }
+}
+
+/// How going back is done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
+pub struct RecoverySpec {
+    /// How long requests in flight on the candidate may still run.
+    #[serde(with = "words")]
+    pub drain: Duration,
+}
+
+impl Default for RecoverySpec {
+    fn default() -> Self {
+        Self { drain: Duration::from_secs(60) }
+    }
+}
+
+/// The dead-man's switch in the data plane: a candidate share that is not renewed lapses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
+pub struct Lease {
+    /// How long a share outlives its last renewal.
+    #[serde(with = "words")]
+    pub ttl: Duration,
+    /// How often it is renewed.
+    #[serde(with = "words")]
+    pub renew_every: Duration,
+    /// How long renewals go on while the store cannot be reached.
+    #[serde(with = "words")]
+    pub grace: Duration,
+    /// How many lapses end the rollout.
+    pub lapses: u32,
+    /// A lapse that lasts longer than this ends the rollout.
+    #[serde(with = "words")]
+    pub longest_lapse: Duration,
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(60),
+            renew_every: Duration::from_secs(10),
+            grace: Duration::from_secs(600),
+            lapses: 3,
+            longest_lapse: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Where waiting ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
+pub struct Outcomes {
+    /// A stage has reached its limit without passing.
+    pub undecided: Undecided,
+    /// No verdict has come in time (`triggers.no_verdict`), be it that the source fails or that nobody judges.
+    pub no_verdict: Undecided,
+    /// How long loading and warming up the candidate may take; then it is blocked.
+    #[serde(with = "words")]
+    pub warm: Duration,
+    /// How long the routers may take to confirm a share; then it goes back.
+    #[serde(with = "words")]
+    pub shift: Duration,
+    /// How long it may be held; then it goes back.
+    #[serde(with = "words")]
+    pub held: Duration,
+}
+
+impl Default for Outcomes {
+    fn default() -> Self {
+        Self {
+            undecided: Undecided::Rollback,
+            no_verdict: Undecided::Rollback,
+            warm: Duration::from_secs(1800),
+            shift: Duration::from_secs(300),
+            held: Duration::from_secs(7 * 24 * 3600),
+        }
+    }
+}
+
+/// What happens when waiting has an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(clippy::exhaustive_enums, reason = "one or the other")]
+pub enum Undecided {
+    /// Go back.
+    Rollback,
+    /// Hold and page.
+    Hold,
+}
+
+mod defaults {
+    use std::time::Duration;
+
+    pub(super) fn look() -> Duration {
+        Duration::from_secs(60)
+    }
+
+    pub(super) fn hour() -> Duration {
+        Duration::from_secs(3600)
+    }
+}
+
+mod limit {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::time::Duration;
+
+    #[derive(Deserialize)]
+    struct Words(#[serde(with = "super::words")] Duration);
+
+    #[expect(clippy::ref_option, reason = "the signature that serde's `with` asks for")]
+    pub(super) fn serialize<S: Serializer>(value: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => super::words::serialize(value, to),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        Ok(Some(Words::deserialize(from)?.0))
+    }
+}
+
+fn wrong<T>(path: impl Into<String>, problem: impl Into<String>) -> Result<T, PlanError> {
+    Err(PlanError::new(path, problem))
+}
+
+impl PlanSpec {
+    /// Everything that a type cannot say.
+    pub(super) fn check(&self) -> Result<(), PlanError> {
+        let inside = |x: f64| x > 0.0 && x < 1.0;
+        if !inside(self.alpha) {
+            return wrong("alpha", format!("{} is no probability: give a number between 0 and 1, such as 0.05", self.alpha));
+        }
+        if let Some(pause) = self.pause_alpha
+            && !(inside(pause) && pause > self.alpha)
+        {
+            return wrong("pause_alpha", format!("{pause} must lie between alpha ({}) and 1: a freeze comes before a rollback", self.alpha));
+        }
+        if let PassSpec::NonInferior { margin, beta } = self.pass
+            && !(margin > 0.0 && margin.is_finite() && inside(beta))
+        {
+            return wrong("pass", format!("margin {margin} must be above 0 and beta {beta} between 0 and 1"));
+        }
+        for (path, value) in [("look_every", self.look_every), ("lease.ttl", self.lease.ttl), ("lease.renew_every", self.lease.renew_every)] {
+            if value < Duration::from_millis(10) {
+                return wrong(path, "must be at least 10ms");
+            }
+        }
+        if self.lease.ttl <= self.lease.renew_every.saturating_mul(2) {
+            return wrong("lease.ttl", "must be more than twice renew_every, or one lost renewal lapses the share");
+        }
+        self.check_gates()?;
+        self.check_stages()
+    }
+
+    fn check_gates(&self) -> Result<(), PlanError> {
+        let mut weight = 0.0;
+        for (i, gate) in self.gates.iter().enumerate() {
+            if !self.metrics.contains_key(&gate.metric) {
+                let known = self.metrics.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+                let known = if known.is_empty() { "none".to_owned() } else { known };
+                return wrong(format!("gates[{i}].metric"), format!("{:?} is not a metric of this plan; [metrics] has: {known}", gate.metric));
+            }
+            if self.gates[..i].iter().any(|g| g.metric == gate.metric) {
+                return wrong(format!("gates[{i}].metric"), format!("{:?} already has a gate", gate.metric));
+            }
+            if !(gate.weight > 0.0 && gate.weight <= 1.0) {
+                return wrong(format!("gates[{i}].weight"), format!("{} must be above 0 and at most 1", gate.weight));
+            }
+            if !(gate.margin >= 0.0 && gate.margin.is_finite()) {
+                return wrong(format!("gates[{i}].margin"), format!("{} must be 0 or more: 0.2 tolerates 20 % more", gate.margin));
+            }
+            if matches!(gate.action, Action::Block) {
+                return wrong(format!("gates[{i}].action"), "\"block\" belongs to pre_flight; a live gate does \"rollback\", \"hold\" or \"warn\"");
+            }
+            weight += gate.weight;
+        }
+        if weight > 1.0 + 1e-9 {
+            return wrong("gates", format!("the weights share one alpha and may sum to at most 1, not {weight}"));
+        }
+        Ok(())
+    }
+
+    fn check_stages(&self) -> Result<(), PlanError> {
+        if self.stages.is_empty() {
+            return wrong("stages", "a plan needs at least one stage: [[stages]] with serve and dwell");
+        }
+        let mut before = Share::NONE;
+        for (i, stage) in self.stages.iter().enumerate() {
+            let (serve, control) = (stage.serve.0, stage.control.0);
+            if serve <= before {
+                return wrong(format!("stages[{i}].serve"), format!("{serve} does not grow: the stage before serves {before}"));
+            }
+            if control.basis_points() > 5_000 || control.basis_points() + serve.basis_points() > 10_000 {
+                return wrong(format!("stages[{i}].control"), format!("{control} is too much: at most 50 %, and no more than the candidate leaves"));
+            }
+            if let Some(limit) = stage.limit
+                && limit < stage.dwell
+            {
+                return wrong(format!("stages[{i}].limit"), "is shorter than the dwell: the stage could never pass");
+            }
+            before = serve;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,402 @@
+//! The rollout: data that is decided upon, logged, and folded.
+
+use crate::transition::transition;
+use crate::{
+    Direction, Effect, Epoch, Fence, Format, Input, Intent, IntentId, Order, Plan, Position, Rejected, RolloutId,
+    RouterClock, Seq, Split, Step, Timestamp,
+};
+use llm_gates::Judgement;
+use llm_version_core::VersionId;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+/// Where a rollout is. Exhaustive on purpose: the table in [`mod@crate::transition`] covers each with each input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(clippy::exhaustive_enums, reason = "the transition table must cover each")]
+pub enum Phase {
+    /// Submitted, not begun.
+    Planned,
+    /// The pre-deployment gates are being evaluated; no user sees the candidate.
+    PreFlight,
+    /// The candidate is being loaded and warmed up.
+    Warming,
+    /// Waiting for every router to confirm the stage's share.
+    Shifting {
+        /// Which stage, from 0.
+        stage: usize,
+    },
+    /// The share is confirmed; evidence accumulates.
+    Soaking {
+        /// Which stage, from 0.
+        stage: usize,
+    },
+    /// As soaking, but a named reason stands against advancing.
+    Held {
+        /// Which stage, from 0.
+        stage: usize,
+    },
+    /// Waiting for every router to confirm the candidate as the new baseline.
+    Promoting,
+    /// Promoted, with the old baseline still warm.
+    Baking,
+    /// Going back.
+    RollingBack {
+        /// Which part of the recovery procedure.
+        part: Recovery,
+    },
+    /// End: the candidate is the baseline.
+    Promoted,
+    /// End: the candidate was exposed and is gone.
+    RolledBack,
+    /// End: the candidate was never exposed.
+    Blocked,
+}
+
+/// The recovery procedure, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(clippy::exhaustive_enums, reason = "the transition table must cover each")]
+pub enum Recovery {
+    /// All new traffic to the baseline; waiting for every router to confirm.
+    Redirecting,
+    /// Requests in flight on the candidate run out.
+    Draining,
+    /// The candidate is taken out of service.
+    Retiring,
+}
+
+impl Phase {
+    /// Whether it is one of the three ends.
+    pub const fn is_end(self) -> bool {
+        matches!(self, Self::Promoted | Self::RolledBack | Self::Blocked)
+    }
+
+    /// The stage, where there is one.
+    pub const fn stage(self) -> Option<usize> {
+        match self {
+            Self::Shifting { stage } | Self::Soaking { stage } | Self::Held { stage } => Some(stage),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Planned => f.write_str("planned"),
+            Self::PreFlight => f.write_str("pre-flight"),
+            Self::Warming => f.write_str("warming"),
+            Self::Shifting { stage } => write!(f, "shifting to stage {stage}"),
+            Self::Soaking { stage } => write!(f, "soaking in stage {stage}"),
+            Self::Held { stage } => write!(f, "held in stage {stage}"),
+            Self::Promoting => f.write_str("promoting"),
+            Self::Baking => f.write_str("baking"),
+            Self::RollingBack { part: Recovery::Redirecting } => f.write_str("rolling back: redirecting"),
+            Self::RollingBack { part: Recovery::Draining } => f.write_str("rolling back: draining"),
+            Self::RollingBack { part: Recovery::Retiring } => f.write_str("rolling back: retiring"),
+            Self::Promoted => f.write_str("promoted"),
+            Self::RolledBack => f.write_str("rolled back"),
+            Self::Blocked => f.write_str("blocked"),
+        }
+    }
+}
+
+/// Why a rollout did not end in promotion.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Cause {
+    /// A pre-deployment gate failed.
+    PreFlight {
+        /// The gates that failed.
+        gates: Vec<String>,
+    },
+    /// The evaluation or the loading of the candidate failed.
+    NotServable {
+        /// What went wrong.
+        reason: String,
+    },
+    /// Evidence of harm reached the bound.
+    Gate {
+        /// The metric with the most evidence.
+        metric: String,
+        /// ln of the weighted average of e-values.
+        log_evidence: f64,
+        /// ln(1 / alpha).
+        bound: f64,
+    },
+    /// A candidate request waited too long for its first token.
+    Silent {
+        /// How long.
+        waiting: Duration,
+    },
+    /// No verdict came in time.
+    NoVerdict,
+    /// A stage reached its limit without passing.
+    Undecided {
+        /// Which.
+        stage: usize,
+    },
+    /// A router does not serve what it was told.
+    Drifted {
+        /// Which router.
+        router: String,
+    },
+    /// A router has been told to go back, or is ahead of the log.
+    Marked {
+        /// Which router.
+        router: String,
+    },
+    /// Somebody forced the baseline in the data plane.
+    Forced {
+        /// Which router.
+        router: String,
+    },
+    /// The share lapsed too often or for too long.
+    Lapsed {
+        /// How often by now.
+        times: u32,
+    },
+    /// A phase took longer than the plan allows.
+    Deadline {
+        /// Which.
+        phase: Phase,
+    },
+    /// Somebody aborted it.
+    Operator {
+        /// Who.
+        by: String,
+        /// Why.
+        why: String,
+    },
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PreFlight { gates } => write!(f, "pre-deployment gates failed: {}", gates.join(", ")),
+            Self::NotServable { reason } => write!(f, "the candidate could not be served: {reason}"),
+            Self::Gate { metric, log_evidence, bound } => {
+                write!(f, "evidence of harm in {metric:?}: ln E = {log_evidence:.2}, bound {bound:.2}")
+            }
+            Self::Silent { waiting } => {
+                write!(f, "a candidate request has waited {:.1} s for its first token", waiting.as_secs_f64())
+            }
+            Self::NoVerdict => f.write_str("no verdict came in time"),
+            Self::Undecided { stage } => write!(f, "stage {stage} reached its limit without passing"),
+            Self::Drifted { router } => write!(f, "router {router} does not serve what it was told"),
+            Self::Marked { router } => write!(f, "router {router} has been told to go back, or is ahead of the log"),
+            Self::Forced { router } => write!(f, "the baseline was forced on router {router}"),
+            Self::Lapsed { times } => write!(f, "the share lapsed (lapse {times}), too often or for too long"),
+            Self::Deadline { phase } => write!(f, "{phase} took longer than the plan allows"),
+            Self::Operator { by, why } => write!(f, "aborted by {by}: {why}"),
+        }
+    }
+}
+
+/// A named reason not to advance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_structs, reason = "plain data")]
+pub struct Hold {
+    /// Who placed it.
+    pub by: String,
+    /// Why.
+    pub why: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// What changes as a rollout goes on; each step carries it whole, so that folding a step in needs nothing else.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct State {
+    /// Where it is.
+    pub phase: Phase,
+    /// Since when.
+    pub since: Timestamp,
+    /// When the current stage began to shift; time held is not counted.
+    pub stage_since: Timestamp,
+    /// What the routers are to serve.
+    pub split: Split,
+    /// Where that was decided, and in which direction it leads; none before the first share.
+    pub routed: Option<(Seq, Direction)>,
+    /// Time in this stage for which there is a window of evidence.
+    pub dwell: Duration,
+    /// When the last verdict of this epoch came, or the epoch was confirmed.
+    pub heard: Timestamp,
+    /// Stages that somebody has approved.
+    pub approvals: BTreeSet<usize>,
+    /// Reasons not to advance.
+    pub holds: BTreeMap<String, Hold>,
+    /// Holds of gates that somebody has cleared in this stage: they are not placed again.
+    pub waived: BTreeSet<String>,
+    /// No advance until then.
+    pub frozen_until: Option<Timestamp>,
+    /// How often the share has lapsed.
+    pub lapses: u32,
+    /// Whether the backend has been told to load the candidate.
+    pub prepared: bool,
+    /// Requests that the candidate was given, as last heard.
+    pub exposed: u64,
+    /// The last judgement of this rollout.
+    pub judgement: Option<Judgement>,
+    /// Why it is going back or did not begin.
+    pub cause: Option<Cause>,
+}
+
+/// A rollout: what was submitted, and the steps folded so far.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rollout {
+    format: Format,
+    id: RolloutId,
+    baseline: VersionId,
+    candidate: VersionId,
+    plan: Plan,
+    salt: u64,
+    last: Option<(Seq, Timestamp)>,
+    state: State,
+    pending: Vec<Intent>,
+}
+
+/// A step that does not belong to this rollout's log at this place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("step {found} cannot follow step {last}: the log is out of order or holds an entry twice")]
+pub struct Replay {
+    last: Seq,
+    found: Seq,
+}
+
+impl Rollout {
+    /// A rollout that is submitted and not begun. The epoch is the endpoint's, so that epochs rise over all its rollouts;
+    /// the salt is fixed from here on.
+    pub fn new(
+        id: RolloutId,
+        baseline: VersionId,
+        candidate: VersionId,
+        plan: Plan,
+        salt: u64,
+        epoch: Epoch,
+        now: Timestamp,
+    ) -> Self {
+        let state = State {
+            phase: Phase::Planned,
+            since: now,
+            stage_since: now,
+            split: Split::steady(Some(id.clone()), baseline.clone(), epoch),
+            routed: None,
+            dwell: Duration::ZERO,
+            heard: now,
+            approvals: BTreeSet::new(),
+            holds: BTreeMap::new(),
+            waived: BTreeSet::new(),
+            frozen_until: None,
+            lapses: 0,
+            prepared: false,
+            exposed: 0,
+            judgement: None,
+            cause: None,
+        };
+        Self { format: Format::CURRENT, id, baseline, candidate, plan, salt, last: None, state, pending: Vec::new() }
+    }
+
+    /// What to do about an input: a step to log and apply, or nothing.
+    ///
+    /// Pure: the same rollout, time and input give the same step. `seq` is where the step would stand in the endpoint's log.
+    ///
+    /// # Errors
+    /// The input does not fit the phase; nothing has changed.
+    pub fn decide(&self, seq: Seq, now: Timestamp, input: Input) -> Result<Option<Step>, Rejected> {
+        let Some(draft) = transition(self, seq, now, &input)? else { return Ok(None) };
+        let intents = draft
+            .effects
+            .into_iter()
+            .zip(0..)
+            .map(|(effect, index)| Intent { id: IntentId { seq, index }, effect })
+            .collect();
+        Ok(Some(Step { seq, at: now, input, state: draft.state, done: draft.done, intents }))
+    }
+
+    /// Folds a logged step in. Consults neither plan, gates nor time: an old log replays for ever.
+    ///
+    /// # Errors
+    /// The step is not later than the last one; nothing has changed.
+    pub fn apply(&mut self, step: &Step) -> Result<(), Replay> {
+        if let Some((last, _)) = self.last
+            && step.seq <= last
+        {
+            return Err(Replay { last, found: step.seq });
+        }
+        self.last = Some((step.seq, step.at));
+        self.state = step.state.clone();
+        self.pending.retain(|intent| !step.done.contains(&intent.id));
+        if step.intents.iter().any(|i| matches!(i.effect, Effect::Route { .. })) {
+            self.pending.retain(|intent| !matches!(intent.effect, Effect::Route { .. }));
+        }
+        self.pending.extend(step.intents.iter().cloned());
+        Ok(())
+    }
+
+    /// Intents that are not over yet, oldest first.
+    pub fn pending(&self) -> &[Intent] {
+        &self.pending
+    }
+
+    /// Whether it has ended and the routers have confirmed it: the next rollout may begin.
+    pub fn is_settled(&self) -> bool {
+        self.state.phase.is_end() && !self.pending.iter().any(|i| matches!(i.effect, Effect::Route { .. }))
+    }
+
+    /// What to tell a router with this clock, and what it must then read back.
+    pub fn order(&self, fence: Fence, clock: RouterClock) -> Option<Order> {
+        let (seq, direction) = self.state.routed?;
+        Some(Order { at: Position { fence, seq }, direction, split: self.state.split.clone(), clock })
+    }
+
+    /// When something becomes due without any further input: a deadline, or the end of baking.
+    pub fn next_wakeup(&self) -> Option<Timestamp> {
+        crate::transition::next_deadline(self)
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &RolloutId {
+        &self.id
+    }
+
+    /// The version in production when it was submitted.
+    pub fn baseline(&self) -> &VersionId {
+        &self.baseline
+    }
+
+    /// The version being rolled out.
+    pub fn candidate(&self) -> &VersionId {
+        &self.candidate
+    }
+
+    /// Its plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Decides, with the key, who is assigned to what; fixed.
+    pub fn salt(&self) -> u64 {
+        self.salt
+    }
+
+    /// Where it is.
+    pub fn phase(&self) -> Phase {
+        self.state.phase
+    }
+
+    /// Everything that the steps so far have changed.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The position and time of the last step.
+    pub fn last(&self) -> Option<(Seq, Timestamp)> {
+        self.last
+    }
+}

@@ -1,0 +1,167 @@
+//! What the data plane serves, what it is told, and what it says back.
+
+use crate::{Epoch, Fence, Format, RolloutId, RouterId, Seq, Share, Timestamp};
+use llm_version_core::VersionId;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// What the data plane serves: a complete, absolute statement.
+///
+/// Candidate requests come from the low end of the hash range, control requests from the high end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_structs, reason = "plain data: hosts write routers against it")]
+pub struct Split {
+    /// Format of this record.
+    pub format: Format,
+    /// The rollout that it belongs to; none before the first.
+    pub rollout: Option<RolloutId>,
+    /// Who serves everything that nobody else does.
+    pub baseline: VersionId,
+    /// The version being rolled out, while there is one.
+    pub candidate: Option<VersionId>,
+    /// Share of the candidate; zero without one.
+    pub share: Share,
+    /// Share of the baseline that is treated like the candidate and compared with it; zero for none.
+    pub control: Share,
+    /// Fixed for the whole rollout: assignment is a function of salt and key.
+    pub salt: u64,
+    /// Number of this split; what is observed under another does not count for it.
+    pub epoch: Epoch,
+    /// How long a candidate share outlives its last renewal; none where nothing can lapse.
+    #[serde(with = "crate::split::millis")]
+    pub lease: Option<Duration>,
+}
+
+impl Split {
+    /// All traffic to one version, for good: no candidate, no lease.
+    pub fn steady(rollout: Option<RolloutId>, version: VersionId, epoch: Epoch) -> Self {
+        Self {
+            format: Format::CURRENT,
+            rollout,
+            baseline: version,
+            candidate: None,
+            share: Share::NONE,
+            control: Share::NONE,
+            salt: 0,
+            epoch,
+            lease: None,
+        }
+    }
+}
+
+/// Where an order stands: ordered by fence, then by log position. A router refuses older ones.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[expect(clippy::exhaustive_structs, reason = "a pair")]
+pub struct Position {
+    /// Who says it.
+    pub fence: Fence,
+    /// The logged step that decided it.
+    pub seq: Seq,
+}
+
+/// What an order does to the candidate's share: a router treats each direction differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(clippy::exhaustive_enums, reason = "a router must handle each")]
+pub enum Direction {
+    /// A share for the candidate, or a resumption after a lapse. Refused by a mark or a latch.
+    Forward,
+    /// The candidate becomes the baseline. Refused by a mark or a latch.
+    Promote,
+    /// Back to the baseline of the split. Never refused for its age alone: it sets the mark whatever its number.
+    Back,
+    /// The rollout is over and confirmed: the split stays, mark and latch are released.
+    End,
+}
+
+/// One thing to tell a router: absolute and idempotent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_structs, reason = "plain data: hosts write routers against it")]
+pub struct Order {
+    /// Fence and log position.
+    pub at: Position,
+    /// Where it leads.
+    pub direction: Direction,
+    /// What to serve.
+    pub split: Split,
+    /// The router's own clock as of its last reply: the lease counts from there, and what arrives later is refused.
+    pub clock: RouterClock,
+}
+
+/// A router's own clock: its boot, and the milliseconds it has counted since.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_structs, reason = "a pair")]
+pub struct RouterClock {
+    /// Differs for every start of the router.
+    pub boot: u64,
+    /// Monotonic milliseconds within that boot.
+    pub at: Timestamp,
+}
+
+/// What one router said when it was read back, or why it could not be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_structs, reason = "plain data: hosts write routers against it")]
+pub struct RouterState {
+    /// Newest fence that it has seen; older ones are refused from then on.
+    pub fence: Fence,
+    /// Newest order that it has carried out.
+    pub at: Position,
+    /// What it serves.
+    pub split: Split,
+    /// Whether the candidate's share has lapsed (or was forgotten in a restart): the baseline serves, renewals are refused.
+    pub lapsed: bool,
+    /// The rollout that it has been told to go back from.
+    pub mark: Option<RolloutId>,
+    /// The version that an operator has pinned.
+    pub latch: Option<VersionId>,
+    /// Its clock as of this reply.
+    pub clock: RouterClock,
+}
+
+/// All registered routers, as read back: none is left out, an unreachable one is `None`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Observed(std::collections::BTreeMap<RouterId, Option<RouterState>>);
+
+impl Observed {
+    /// From what each registered router said; `None` is "did not answer".
+    pub fn new(routers: impl IntoIterator<Item = (RouterId, Option<RouterState>)>) -> Self {
+        Self(routers.into_iter().collect())
+    }
+
+    /// Each registered router and what it said.
+    pub fn iter(&self) -> impl Iterator<Item = (&RouterId, Option<&RouterState>)> {
+        self.0.iter().map(|(id, state)| (id, state.as_ref()))
+    }
+
+    /// The routers that answered.
+    pub fn reachable(&self) -> impl Iterator<Item = (&RouterId, &RouterState)> {
+        self.0.iter().filter_map(|(id, state)| state.as_ref().map(|state| (id, state)))
+    }
+
+    /// Whether every registered router, unreachable ones included, serves exactly this order and has not lapsed.
+    pub fn confirms(&self, at: Position, split: &Split) -> bool {
+        !self.0.is_empty()
+            && self.0.values().all(|router| {
+                router.as_ref().is_some_and(|r| {
+                    r.fence == at.fence && r.at == at && r.split == *split && !r.lapsed
+                })
+            })
+    }
+}
+
+pub(crate) mod millis {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::time::Duration;
+
+    #[expect(clippy::ref_option, reason = "the signature that serde's `with` asks for")]
+    pub(crate) fn serialize<S: Serializer>(value: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+        value.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)).serialize(to)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<u64>::deserialize(from)?.map(Duration::from_millis))
+    }
+}
