@@ -1,2 +1,34 @@
-//! What the numbers say: gates, verdicts and sequential tests with a false-alarm bound
+//! What the numbers say: gates, verdicts and sequential tests with a false-alarm bound.
+//!
+//! - [`decide`]: the decision function of the field over point values.
+//! - [`GateTable`]: gates before deployment, each with its criterion and interval.
+//! - [`Evidence`]: live evidence under one false-alarm budget for the whole rollout, at any number of looks.
+//!
+//! Pure: no clock, no randomness, no environment, no network. What is time is an argument.
 #![deny(missing_docs)]
+#![expect(
+    clippy::doc_markdown,
+    reason = "formulas read better without back-ticks around every symbol"
+)]
+
+mod counts;
+mod limits;
+mod live;
+mod numbers;
+mod rate_ratio;
+pub mod special;
+mod table;
+mod verdict;
+
+pub use counts::{BadCounts, Counts};
+pub use limits::{Breach, Decision, Limit, decide};
+pub use live::{
+    Arm, BadGatePlan, BadWindow, Evidence, GateEvidence, GatePlan, Increment, Judgement, LiveGate,
+    PassWhen, Window,
+};
+pub use rate_ratio::{Alternative, BadRateRatio, Grid, RateRatio};
+pub use table::{
+    BadGateTable, Bound, Criterion, GateTable, Measurement, Measurements, Sample, TableGate,
+    TableReport, TableRow, Threshold,
+};
+pub use verdict::{Action, Verdict};

@@ -1,0 +1,12 @@
+//! Live evidence: what increments of both arms say, at any number of looks, under one false-alarm budget.
+
+mod evidence;
+mod plan;
+mod window;
+
+pub use evidence::{Evidence, GateEvidence, Judgement};
+pub use plan::{BadGatePlan, GatePlan, LiveGate, PassWhen};
+pub use window::{Arm, BadWindow, Increment, Window};
+
+#[cfg(test)]
+mod tests;

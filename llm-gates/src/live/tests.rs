@@ -1,0 +1,309 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Action, Counts, Verdict};
+
+fn plan() -> GatePlan {
+    GatePlan {
+        alpha: 0.05,
+        pause_alpha: Some(0.25),
+        gates: vec![
+            LiveGate::new("error", 0.7, 0.0, Action::Rollback),
+            LiveGate::new("slow", 0.3, 0.1, Action::Rollback),
+        ],
+        pass: PassWhen::NoEvidenceOfHarm { min_samples: 500 },
+    }
+}
+
+fn increment(candidate: (u64, u64), baseline: (u64, u64)) -> Increment {
+    Increment::Binary {
+        candidate: Counts::new(candidate.0, candidate.1),
+        baseline: Counts::new(baseline.0, baseline.1),
+    }
+}
+
+fn window(epoch: u64, from: u64, to: u64, error: Increment, slow: Increment) -> Window {
+    Window {
+        epoch,
+        from,
+        to,
+        metrics: BTreeMap::from([("error".to_owned(), error), ("slow".to_owned(), slow)]),
+    }
+}
+
+fn good(epoch: u64, at: u64) -> Window {
+    window(
+        epoch,
+        at,
+        at + 1,
+        increment((100, 1), (1000, 10)),
+        increment((100, 2), (1000, 20)),
+    )
+}
+
+fn bad(epoch: u64, at: u64) -> Window {
+    window(
+        epoch,
+        at,
+        at + 1,
+        increment((100, 30), (1000, 10)),
+        increment((100, 2), (1000, 20)),
+    )
+}
+
+#[test]
+fn passes_with_enough_samples_of_this_epoch_and_no_harm() {
+    let (plan, mut evidence) = (plan(), Evidence::new());
+    for t in 0..5 {
+        let judgement = evidence.observe(&plan, &good(1, t)).unwrap();
+        assert_eq!(judgement.samples, 100 * (t + 1));
+        assert_eq!(
+            judgement.verdict,
+            if t == 4 {
+                Verdict::Pass
+            } else {
+                Verdict::Inconclusive
+            }
+        );
+    }
+    let next = evidence.observe(&plan, &good(2, 5)).unwrap();
+    assert_eq!((next.samples, next.verdict), (100, Verdict::Inconclusive));
+    assert_eq!(next.gates[0].candidate, Counts::new(600, 6));
+}
+
+#[test]
+fn failing_is_absorbing_and_survives_a_restart_and_a_new_epoch() {
+    let (plan, mut evidence) = (plan(), Evidence::new());
+    let judgement = evidence.observe(&plan, &bad(1, 0)).unwrap();
+    assert_eq!(
+        (judgement.verdict, judgement.action),
+        (Verdict::Fail, Some(Action::Rollback))
+    );
+    assert!(judgement.log_evidence >= judgement.bound);
+    let mut evidence: Evidence =
+        serde_json::from_str(&serde_json::to_string(&evidence).unwrap()).unwrap();
+    for t in 1..200 {
+        assert_eq!(
+            evidence.observe(&plan, &good(2, t)).unwrap().verdict,
+            Verdict::Fail
+        );
+    }
+}
+
+#[test]
+fn a_hold_gate_holds_while_it_fails_and_a_warning_does_not() {
+    for (action, while_bad) in [
+        (Action::Hold, Verdict::Inconclusive),
+        (Action::Warn, Verdict::Pass),
+    ] {
+        let mut plan = plan();
+        plan.gates[0].action = action;
+        let mut evidence = Evidence::new();
+        for t in 0..5 {
+            evidence.observe(&plan, &bad(1, t)).unwrap();
+        }
+        let judgement = evidence.observe(&plan, &bad(1, 5)).unwrap();
+        assert_eq!(
+            (judgement.verdict, judgement.action),
+            (while_bad, Some(action))
+        );
+        let clean = window(
+            1,
+            6,
+            7,
+            increment((100_000, 100), (1_000_000, 10_000)),
+            increment((100, 2), (1000, 20)),
+        );
+        let judgement = evidence.observe(&plan, &clean).unwrap();
+        assert_eq!((judgement.verdict, judgement.action), (Verdict::Pass, None));
+    }
+}
+
+#[test]
+fn pauses_before_it_rolls_back() {
+    let (plan, mut evidence) = (plan(), Evidence::new());
+    for t in 0..5 {
+        evidence.observe(&plan, &good(1, t)).unwrap();
+    }
+    let judgement = evidence
+        .observe(
+            &plan,
+            &window(
+                1,
+                5,
+                6,
+                increment((400, 14), (4000, 40)),
+                increment((400, 8), (4000, 80)),
+            ),
+        )
+        .unwrap();
+    assert!(
+        judgement.paused && judgement.verdict == Verdict::Inconclusive,
+        "{judgement:?}"
+    );
+}
+
+#[test]
+fn non_inferiority_needs_evidence() {
+    let mut plan = plan();
+    plan.pass = PassWhen::NonInferior {
+        min_samples: 100,
+        margin: 0.5,
+        beta: 0.05,
+    };
+    let mut evidence = Evidence::new();
+    assert_eq!(
+        evidence.observe(&plan, &good(1, 0)).unwrap().verdict,
+        Verdict::Inconclusive
+    );
+    let last = (1..200)
+        .map(|t| evidence.observe(&plan, &good(1, t)).unwrap().verdict)
+        .find(|v| *v == Verdict::Pass);
+    assert_eq!(last, Some(Verdict::Pass));
+}
+
+#[test]
+fn a_later_stage_may_ask_for_non_inferiority() {
+    let mut evidence = Evidence::new();
+    evidence.observe(&plan(), &good(1, 0)).unwrap();
+    let plan = GatePlan {
+        pass: PassWhen::NonInferior {
+            min_samples: 100,
+            margin: 0.5,
+            beta: 0.05,
+        },
+        ..plan()
+    };
+    assert!(
+        (1..200).any(|t| evidence.observe(&plan, &good(2, t)).unwrap().verdict == Verdict::Pass)
+    );
+}
+
+#[test]
+fn bad_windows_are_named_and_change_nothing() {
+    let plan = plan();
+    let mut evidence = Evidence::new();
+    evidence.observe(&plan, &good(2, 10)).unwrap();
+    let before = evidence.clone();
+    let ok = increment((1, 0), (1, 0));
+    let mut lacking = good(2, 11);
+    lacking.metrics.remove("slow");
+    let mut ungated = good(2, 11);
+    ungated
+        .metrics
+        .insert("other".to_owned(), increment((0, 1), (0, 0)));
+    let other_margin = GatePlan {
+        gates: vec![LiveGate::new("error", 1.0, 0.2, Action::Rollback)],
+        ..plan.clone()
+    };
+    for (plan, window, wanted) in [
+        (&plan, good(1, 11), "of epoch 1"),
+        (&plan, good(2, 10), "everything before 11"),
+        (
+            &plan,
+            Window {
+                to: 11,
+                ..good(2, 11)
+            },
+            "ends at 11",
+        ),
+        (
+            &plan,
+            window(2, 11, 12, increment((1, 2), (1, 0)), ok.clone()),
+            "`error` of the candidate: 2 events among 1",
+        ),
+        (
+            &plan,
+            window(2, 11, 12, ok.clone(), increment((1, 0), (u64::MAX, 0))),
+            "`slow` of the baseline: the sum",
+        ),
+        (&plan, lacking, "lacks the gated metric `slow`"),
+        (&plan, ungated, "`other` of the candidate"),
+        (&other_margin, good(2, 11), "now tolerates a ratio of 1.2"),
+    ] {
+        let error = evidence.observe(plan, &window).unwrap_err();
+        assert!(error.to_string().contains(wanted), "{error}");
+        assert_eq!(evidence, before);
+    }
+}
+
+#[test]
+fn plans_that_make_no_test_are_refused() {
+    let with = |f: &dyn Fn(&mut GatePlan)| {
+        let mut plan = plan();
+        f(&mut plan);
+        plan.validate().unwrap_err().to_string()
+    };
+    for (said, wanted) in [
+        (with(&|p| p.alpha = 0.0), "`alpha` is 0"),
+        (with(&|p| p.alpha = f64::NAN), "`alpha` is NaN"),
+        (with(&|p| p.pause_alpha = Some(0.01)), "never pause"),
+        (with(&|p| p.gates.clear()), "no gates"),
+        (
+            with(&|p| p.gates[1].metric = "error".to_owned()),
+            "two gates",
+        ),
+        (with(&|p| p.gates[0].weight = 0.8), "sum to 1.1"),
+        (with(&|p| p.gates[0].weight = f64::NAN), "weight of `error`"),
+        (with(&|p| p.gates[0].margin = -0.1), "margin of `error`"),
+        (with(&|p| p.gates[0].action = Action::Block), "would block"),
+        (
+            with(&|p| {
+                p.pass = PassWhen::NonInferior {
+                    min_samples: 0,
+                    margin: 0.0,
+                    beta: 0.1,
+                }
+            }),
+            "margin of `pass`",
+        ),
+    ] {
+        assert!(said.contains(wanted), "{said}");
+    }
+}
+
+#[test]
+fn only_warnings_leave_logs_that_json_can_hold() {
+    let plan = GatePlan {
+        gates: vec![LiveGate::new("error", 1.0, 0.0, Action::Warn)],
+        ..plan()
+    };
+    let judgement = Evidence::new().observe(&plan, &good(1, 0)).unwrap();
+    let back: Judgement =
+        serde_json::from_str(&serde_json::to_string(&judgement).unwrap()).unwrap();
+    assert_eq!(back, judgement);
+}
+
+fn counts() -> impl Strategy<Value = Counts> {
+    (0u64..2000)
+        .prop_flat_map(|n| (Just(n), 0..=n))
+        .prop_map(|(n, k)| Counts { n, k })
+}
+
+proptest! {
+    /// Saving and loading after every look changes nothing, to the last bit, and lost windows change nothing but themselves.
+    #[test]
+    fn survives_json_at_every_look(looks in prop::collection::vec((counts(), counts(), counts(), counts(), 0u64..2), 1..30)) {
+        let plan = plan();
+        let (mut kept, mut saved) = (Evidence::new(), Evidence::new());
+        let mut epoch = 0;
+        for (t, &(a, b, c, d, step)) in looks.iter().enumerate() {
+            epoch += step;
+            let w = window(epoch, t as u64, t as u64 + 1,
+                Increment::Binary { candidate: a, baseline: b }, Increment::Binary { candidate: c, baseline: d });
+            let w: Window = serde_json::from_str(&serde_json::to_string(&w).unwrap()).unwrap();
+            let judgement = kept.observe(&plan, &w).unwrap();
+            prop_assert_eq!(&saved.observe(&plan, &w).unwrap(), &judgement);
+            let text = serde_json::to_string(&saved).unwrap();
+            saved = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(&saved, &kept);
+            let back: Judgement = serde_json::from_str(&serde_json::to_string(&judgement).unwrap()).unwrap();
+            prop_assert_eq!(back, judgement);
+            let twice = kept.observe(&plan, &w).is_err();
+            prop_assert!(twice);
+            prop_assert_eq!(&saved, &kept);
+        }
+    }
+}

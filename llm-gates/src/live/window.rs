@@ -1,0 +1,135 @@
+//! What a metric source hands over: disjoint increments per arm.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::{BadCounts, BadGatePlan, Counts};
+
+/// What one metric gained in one window, per arm.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Increment {
+    /// Requests, and those among them for which the event (an error, a refusal, a slow reply) happened.
+    Binary {
+        /// The candidate's gain.
+        candidate: Counts,
+        /// The gain of the baseline, or of the control arm where there is one.
+        baseline: Counts,
+    },
+}
+
+/// Increments of all metrics between two instants. Windows must be disjoint; a lost window counts as nothing.
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain data that hosts write as literals"
+)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    /// The stage's epoch: observations of an older one are refused.
+    pub epoch: u64,
+    /// Start, milliseconds since the Unix epoch; belongs to the window.
+    pub from: u64,
+    /// End, milliseconds since the Unix epoch; belongs to the next window.
+    pub to: u64,
+    /// Gains by metric; metrics without a gate are checked and otherwise ignored.
+    pub metrics: BTreeMap<String, Increment>,
+}
+
+/// One side of a comparison.
+#[expect(clippy::exhaustive_enums, reason = "a comparison has two sides")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arm {
+    /// The version being rolled out.
+    Candidate,
+    /// The version in production, or its control arm.
+    Baseline,
+}
+
+impl fmt::Display for Arm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Candidate => "candidate",
+            Self::Baseline => "baseline",
+        })
+    }
+}
+
+/// Why a window was refused. The evidence is as it was before.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum BadWindow {
+    /// The plan makes no test.
+    #[error("the gate plan makes no test: {0}")]
+    Plan(#[from] BadGatePlan),
+    /// The plan's null hypothesis is not the one this evidence was gathered against.
+    #[error(
+        "the gate on `{metric}` now tolerates a ratio of {now} where its evidence was gathered against {then}: a changed plan is a new attempt"
+    )]
+    PlanChanged {
+        /// The metric.
+        metric: String,
+        /// The tolerated ratio of the saved evidence.
+        then: f64,
+        /// The tolerated ratio of the plan.
+        now: f64,
+    },
+    /// The window belongs to an older stage.
+    #[error("the window is of epoch {got}, and epoch {current} has begun: drop it")]
+    OldEpoch {
+        /// The newest epoch seen.
+        current: u64,
+        /// The window's epoch.
+        got: u64,
+    },
+    /// The window ends before or where it starts.
+    #[error(
+        "the window ends at {to}, not after its start {from}: windows are half-open and not empty"
+    )]
+    NoTime {
+        /// Start, ms.
+        from: u64,
+        /// End, ms.
+        to: u64,
+    },
+    /// Part of the window, or all of it, has been counted.
+    #[error(
+        "the window starts at {from}, and everything before {end} has been counted: send each increment once, in order"
+    )]
+    Overlap {
+        /// End of the last counted window, ms.
+        end: u64,
+        /// Start of this window, ms.
+        from: u64,
+    },
+    /// A gated metric is not in the window.
+    #[error(
+        "the window lacks the gated metric `{metric}`: a source that cannot answer reports an error instead of a window"
+    )]
+    Missing {
+        /// The metric.
+        metric: String,
+    },
+    /// The gate cannot test a metric of this kind.
+    #[error("the gate on `{metric}` cannot test a metric of kind {kind}")]
+    Kind {
+        /// The metric.
+        metric: String,
+        /// What the window has.
+        kind: &'static str,
+    },
+    /// Counts that cannot be.
+    #[error("`{metric}` of the {arm}: {source}")]
+    Counts {
+        /// The metric.
+        metric: String,
+        /// Whose counts.
+        arm: Arm,
+        /// What is wrong with them.
+        source: BadCounts,
+    },
+}
