@@ -1,2 +1,43 @@
-//! What an LLM version is: bundles, manifests, digests, references
+//! What an LLM version is: bundles, manifests, digests, references.
+//!
+//! A **bundle** is every artifact that determines the behaviour of a served model: weights, tokenizer, prompts, sampling
+//! and safety configuration, dependency versions. A [`Manifest`] lists its components in one canonical byte form, and
+//! the digest over that form makes the [`VersionId`] that logs, splits and commands hold. [`verify`](fn@verify) says
+//! whether what was found is that version, [`diff`](fn@diff) says what changed between two and which version number
+//! that requires.
+//!
+//! The crate is pure: no clock, no randomness, no environment, no network. Files are reached only through the module
+//! `fs` (feature `fs`, on by default, standard library only).
 #![deny(missing_docs)]
+
+mod contract;
+mod diff;
+mod digest;
+#[cfg(feature = "fs")]
+pub mod fs;
+mod id;
+mod json;
+mod kind;
+mod lineage;
+mod manifest;
+mod metadata;
+mod name;
+mod path;
+mod verify;
+mod version;
+
+pub use contract::{
+    Contract, EmbeddingSpace, OutputField, OutputSchema, SpecialToken, TokenizerContract,
+};
+pub use diff::{Action, Change, Diff, Risk, Subject, diff};
+pub use digest::{Digest, ParseDigestError};
+pub use id::{BundleRef, ParseIdError, VersionId};
+pub use json::{JsonError, MAX_INTEGER};
+pub use kind::ComponentKind;
+pub use lineage::{BaseModel, CodeRevision, ConfigSnapshot, Dataset, Licence, Lineage};
+pub use manifest::{CHUNK_BYTES, Component, Draft, Manifest, ManifestError, Tensor};
+pub use metadata::{Metadata, MetadataFormat};
+pub use name::{Name, ParseNameError};
+pub use path::{ComponentPath, PathConflict, PathError, check_conflicts};
+pub use verify::{Mismatch, verify};
+pub use version::{Bump, ParseVersionError, Version};

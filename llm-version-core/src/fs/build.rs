@@ -1,0 +1,326 @@
+//! Building a manifest from a directory in the native layout.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use thiserror::Error;
+
+use super::hash::{HashError, Hashes, Run, Want, hash_files};
+use super::problem::{Problem, ProblemKind, Warning};
+use super::walk::{Found, Symlinks, Tree, walk};
+use super::{METADATA_FILE, OnProgress};
+use crate::json::{self, JsonError};
+use crate::kind::ComponentKind;
+use crate::manifest::{CHUNK_BYTES, Component, Draft, Manifest, ManifestError};
+use crate::metadata::Metadata;
+
+/// Where dependency versions stand in the native layout.
+const DEPENDENCIES_FILE: &str = "config/dependencies.json";
+/// The largest `config/dependencies.json` that is read.
+const DEPENDENCIES_LIMIT: u64 = 4 << 20;
+/// Problems listed in the text of an error.
+const SHOWN: usize = 10;
+
+/// How to build a manifest.
+///
+/// ```no_run
+/// use llm_version_core::fs::{BuildOptions, Progress, build};
+///
+/// let show = |p: &Progress<'_>| eprint!("\r{}/{} bytes, {}", p.done_bytes, p.total_bytes, p.current);
+/// let built = build("bundles/chat".as_ref(), &BuildOptions::new().progress(&show))?;
+/// println!("{}", built.manifest.id());
+/// # Ok::<(), llm_version_core::fs::BuildError>(())
+/// ```
+#[derive(Clone, Copy, Default)]
+pub struct BuildOptions<'a> {
+    run: Run<'a>,
+    symlinks: Symlinks,
+    chunks: bool,
+}
+
+impl<'a> BuildOptions<'a> {
+    /// All cores, no chunk digests, no symbolic links.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Threads to hash on; 0 means one per core.
+    #[must_use]
+    pub const fn threads(mut self, threads: usize) -> Self {
+        self.run.threads = threads;
+        self
+    }
+
+    /// Calls `progress` while hashing.
+    #[must_use]
+    pub const fn progress(mut self, progress: OnProgress<'a>) -> Self {
+        self.run.progress = Some(progress);
+        self
+    }
+
+    /// Stops soon after `cancel` becomes true.
+    #[must_use]
+    pub const fn cancel(mut self, cancel: &'a AtomicBool) -> Self {
+        self.run.cancel = Some(cancel);
+        self
+    }
+
+    /// What to do with symbolic links.
+    #[must_use]
+    pub const fn symlinks(mut self, symlinks: Symlinks) -> Self {
+        self.symlinks = symlinks;
+        self
+    }
+
+    /// Records digests of 64 MiB chunks of files larger than that, so that one huge file verifies on all cores.
+    #[must_use]
+    pub const fn chunk_digests(mut self, chunks: bool) -> Self {
+        self.chunks = chunks;
+        self
+    }
+}
+
+impl fmt::Debug for BuildOptions<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BuildOptions")
+            .field("threads", &self.run.threads)
+            .field("symlinks", &self.symlinks)
+            .field("chunks", &self.chunks)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A manifest, and what was noticed on the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Built {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// What is allowed but worth a look, ordered by path.
+    pub warnings: Vec<Warning>,
+}
+
+/// Why no manifest could be built.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The folder itself cannot be listed or resolved.
+    #[error("{folder}: {error}")]
+    Folder {
+        /// The folder.
+        folder: String,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// There is no `metadata.json`.
+    #[error(
+        "{folder} has no metadata.json; write one with \"format\": \"llm-metadata/1\", \"name\" and \"version\""
+    )]
+    NoMetadata {
+        /// The folder.
+        folder: String,
+    },
+    /// A file that is read for its content is wrong.
+    #[error("{path}: {error}")]
+    Content {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        error: JsonError,
+    },
+    /// A file that is read for its content cannot be read.
+    #[error("{path}: {error}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The tree is unfit; every problem is listed.
+    #[error("{}", list(.0))]
+    Tree(Vec<Problem>),
+    /// What was found has no valid manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// Cancelled by the caller.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+fn list(problems: &[Problem]) -> String {
+    let mut text = format!("{} problem(s) in the tree", problems.len());
+    for problem in problems.iter().take(SHOWN) {
+        let _ = write!(text, "\n  {problem}");
+    }
+    if problems.len() > SHOWN {
+        let _ = write!(text, "\n  and {} more", problems.len() - SHOWN);
+    }
+    text
+}
+
+/// Reads at most `limit` bytes of a small file.
+pub(crate) fn read_small(path: &Path, name: &str, limit: u64) -> Result<Vec<u8>, BuildError> {
+    let io = |error| BuildError::Io {
+        path: name.to_owned(),
+        error,
+    };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(io)?;
+    file.take(limit.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(io)?;
+    if bytes.len() as u64 > limit {
+        return Err(BuildError::Content {
+            path: name.to_owned(),
+            error: JsonError::TooLarge {
+                found: bytes.len() as u64,
+                limit,
+            },
+        });
+    }
+    Ok(bytes)
+}
+
+/// Reads `metadata.json` below `root`.
+pub(crate) fn read_metadata(root: &Path) -> Result<Metadata, BuildError> {
+    let bytes = read_small(
+        &root.join(METADATA_FILE),
+        METADATA_FILE,
+        Metadata::MAX_BYTES,
+    )?;
+    Metadata::parse(&bytes).map_err(|error| BuildError::Content {
+        path: METADATA_FILE.to_owned(),
+        error,
+    })
+}
+
+fn read_dependencies(tree: &Tree) -> Result<BTreeMap<String, String>, BuildError> {
+    let at = tree
+        .files
+        .binary_search_by(|f| f.path.as_str().cmp(DEPENDENCIES_FILE));
+    let Some(found) = at.ok().and_then(|at| tree.files.get(at)) else {
+        return Ok(BTreeMap::new());
+    };
+    let bytes = read_small(&found.location, DEPENDENCIES_FILE, DEPENDENCIES_LIMIT)?;
+    json::from_slice(&bytes, DEPENDENCIES_LIMIT).map_err(|error| BuildError::Content {
+        path: DEPENDENCIES_FILE.to_owned(),
+        error,
+    })
+}
+
+/// Turns what went wrong with single files into problems; cancellation wins over all.
+pub(crate) fn sort_out(
+    files: &[Found],
+    results: Vec<Result<Hashes, HashError>>,
+    problems: &mut Vec<Problem>,
+) -> Result<Vec<Option<Hashes>>, Cancelled> {
+    let mut sorted = Vec::with_capacity(files.len());
+    for (found, result) in files.iter().zip(results) {
+        let kind = match result {
+            Ok(hashes) => {
+                sorted.push(Some(hashes));
+                continue;
+            }
+            Err(HashError::Cancelled) => return Err(Cancelled),
+            Err(HashError::Changed) => ProblemKind::ChangedWhileReading,
+            Err(HashError::Io(error)) => ProblemKind::Unreadable {
+                error: error.to_string(),
+            },
+        };
+        problems.push(Problem::new(found.path.as_str(), kind));
+        sorted.push(None);
+    }
+    Ok(sorted)
+}
+
+/// The run was cancelled.
+#[derive(Debug)]
+pub(crate) struct Cancelled;
+
+/// Builds the manifest of the bundle directory `dir`.
+///
+/// The native layout is `model/`, `prompt/` and `config/`, all of it in the digest; `metadata.json` for name, version,
+/// contract, licences and lineage; and `tests/`, which is not looked at. The same directory gives the same manifest on
+/// every machine, whatever the order of listing, times of modification, permissions or locale.
+///
+/// # Errors
+/// Lists every problem of the tree at once, each with its path and remedy.
+pub fn build(dir: &Path, options: &BuildOptions<'_>) -> Result<Built, BuildError> {
+    let folder = || dir.display().to_string();
+    let mut tree = walk(dir, options.symlinks, &|_| false).map_err(|error| BuildError::Folder {
+        folder: folder(),
+        error,
+    })?;
+    if !tree.has_metadata {
+        return Err(BuildError::NoMetadata { folder: folder() });
+    }
+    let metadata = read_metadata(dir)?;
+    let kinds = place(&mut tree);
+    if !tree.problems.is_empty() {
+        return Err(BuildError::Tree(tree.problems));
+    }
+    let dependencies = read_dependencies(&tree)?;
+    let chunked = |f: &Found| options.chunks && f.stamp.size > CHUNK_BYTES;
+    let want = |f: &Found| if chunked(f) { Want::Both } else { Want::Whole };
+    let results = hash_files(&tree.files, want, options.run);
+    let hashes = sort_out(&tree.files, results, &mut tree.problems)
+        .map_err(|Cancelled| BuildError::Cancelled)?;
+    // Whatever was listed must still be all there is.
+    let after = walk(dir, options.symlinks, &|_| false).map_err(|error| BuildError::Folder {
+        folder: folder(),
+        error,
+    })?;
+    tree.problems.extend(changes(&tree.files, &after.files));
+    if !tree.problems.is_empty() {
+        tree.problems.dedup();
+        return Err(BuildError::Tree(tree.problems));
+    }
+    let mut draft = Draft::new(metadata.name, metadata.version);
+    draft.contract = metadata.contract;
+    draft.licences = metadata.licences;
+    draft.lineage = metadata.lineage;
+    draft.dependencies = dependencies;
+    for ((found, kind), hashes) in tree.files.into_iter().zip(kinds).zip(hashes) {
+        let Some((hashes, digest)) = hashes.and_then(|h| h.whole.map(|d| (h, d))) else {
+            continue;
+        };
+        let mut component = Component::new(found.path, kind, found.stamp.size, digest);
+        component.chunks = hashes.chunks;
+        draft.components.push(component);
+    }
+    Ok(Built {
+        manifest: draft.finish()?,
+        warnings: tree.warnings,
+    })
+}
+
+/// The kind of each file; what the layout has no room for becomes a problem.
+fn place(tree: &mut Tree) -> Vec<ComponentKind> {
+    let mut kinds = Vec::with_capacity(tree.files.len());
+    for found in &tree.files {
+        if let Some(kind) = ComponentKind::of_path(&found.path) {
+            kinds.push(kind);
+        } else {
+            let problem = Problem::new(found.path.as_str(), ProblemKind::OutsideLayout);
+            tree.problems.push(problem);
+        }
+    }
+    kinds
+}
+
+/// Files that came, went or changed between two listings.
+fn changes(before: &[Found], after: &[Found]) -> Vec<Problem> {
+    let key = |f: &Found| (f.path.clone(), f.stamp);
+    let state = |files: &[Found]| files.iter().map(key).collect::<BTreeMap<_, _>>();
+    let (before, after) = (state(before), state(after));
+    before
+        .iter()
+        .filter(|(path, stamp)| after.get(*path) != Some(*stamp))
+        .chain(after.iter().filter(|(path, _)| !before.contains_key(*path)))
+        .map(|(path, _)| Problem::new(path.as_str(), ProblemKind::ChangedWhileReading))
+        .collect()
+}

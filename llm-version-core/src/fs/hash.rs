@@ -1,0 +1,327 @@
+//! Hashing many files on several threads: jobs ordered by size, largest first, taken by whichever thread is free.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use sha2::{Digest as _, Sha256};
+
+use super::walk::{Found, Stamp};
+use super::{OnProgress, Progress};
+use crate::digest::Digest;
+use crate::manifest::CHUNK_BYTES;
+
+/// Bytes read at once.
+const BLOCK: usize = 256 << 10;
+/// Bytes between two progress reports of one job.
+const REPORT: u64 = 16 << 20;
+
+/// How a file could not be hashed.
+#[derive(Debug)]
+pub(crate) enum HashError {
+    Io(io::Error),
+    Changed,
+    Cancelled,
+}
+
+impl From<io::Error> for HashError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Which digests of a file are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Want {
+    Whole,
+    Chunks,
+    Both,
+}
+
+/// The digests of one file.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Hashes {
+    pub(crate) whole: Option<Digest>,
+    pub(crate) chunks: Vec<Digest>,
+}
+
+/// Threads, progress and cancellation of a run.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Run<'a> {
+    /// 0 means one per core.
+    pub(crate) threads: usize,
+    pub(crate) progress: Option<OnProgress<'a>>,
+    pub(crate) cancel: Option<&'a AtomicBool>,
+}
+
+#[derive(Clone, Copy)]
+struct Job {
+    file: usize,
+    /// `None`: the whole file.
+    chunk: Option<u64>,
+    bytes: u64,
+}
+
+struct Shared<'a> {
+    files: &'a [Found],
+    jobs: &'a [Job],
+    next: AtomicUsize,
+    done_bytes: AtomicU64,
+    done_jobs: AtomicU64,
+    total_bytes: u64,
+    run: Run<'a>,
+}
+
+/// Hashes `files`; `want` says which digests of each. The results are in the order of `files`.
+pub(crate) fn hash_files(
+    files: &[Found],
+    want: impl Fn(&Found) -> Want,
+    run: Run<'_>,
+) -> Vec<Result<Hashes, HashError>> {
+    let mut jobs = Vec::with_capacity(files.len());
+    for (file, found) in files.iter().enumerate() {
+        let (size, want) = (found.stamp.size, want(found));
+        if want != Want::Chunks || size == 0 {
+            let (chunk, bytes) = (None, size);
+            jobs.push(Job { file, chunk, bytes });
+        }
+        if want != Want::Whole {
+            for chunk in 0..size.div_ceil(CHUNK_BYTES) {
+                let bytes = CHUNK_BYTES.min(size - chunk * CHUNK_BYTES);
+                let chunk = Some(chunk);
+                jobs.push(Job { file, chunk, bytes });
+            }
+        }
+    }
+    // Largest first, so that no thread is left alone with a big file at the end.
+    jobs.sort_by_key(|job| (std::cmp::Reverse(job.bytes), job.file, job.chunk));
+    let wanted = match run.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let shared = Shared {
+        files,
+        jobs: &jobs,
+        next: AtomicUsize::new(0),
+        done_bytes: AtomicU64::new(0),
+        done_jobs: AtomicU64::new(0),
+        total_bytes: jobs.iter().map(|j| j.bytes).sum(),
+        run,
+    };
+    let threads = wanted.min(jobs.len()).max(1);
+    let mut results: Vec<Result<Hashes, HashError>> =
+        files.iter().map(|_| Ok(Hashes::default())).collect();
+    let finished = std::thread::scope(|scope| {
+        let workers: Vec<_> = (1..threads)
+            .map(|_| scope.spawn(|| shared.work()))
+            .collect();
+        let mut finished = shared.work();
+        for worker in workers {
+            // A worker panics only if the caller's callback does; that panic goes on to the caller.
+            match worker.join() {
+                Ok(part) => finished.extend(part),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        finished
+    });
+    let mut finished = finished;
+    finished.sort_by_key(|(job, _)| jobs.get(*job).map(|j| (j.file, j.chunk)));
+    for (job, outcome) in finished {
+        let Some(job) = jobs.get(job) else { continue };
+        let Some(slot) = results.get_mut(job.file) else {
+            continue;
+        };
+        match (outcome, slot.as_mut()) {
+            (Ok(digest), Ok(hashes)) if job.chunk.is_none() => hashes.whole = Some(digest),
+            (Ok(digest), Ok(hashes)) => hashes.chunks.push(digest),
+            (Err(error), Ok(_)) => *slot = Err(error),
+            (_, Err(_)) => {}
+        }
+    }
+    results
+}
+
+impl Shared<'_> {
+    fn cancelled(&self) -> bool {
+        self.run.cancel.is_some_and(|c| c.load(Ordering::Relaxed))
+    }
+
+    fn work(&self) -> Vec<(usize, Result<Digest, HashError>)> {
+        let mut block = vec![0_u8; BLOCK];
+        let mut finished = Vec::new();
+        loop {
+            let at = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(job) = self.jobs.get(at) else {
+                return finished;
+            };
+            let Some(found) = self.files.get(job.file) else {
+                return finished;
+            };
+            let outcome = self.hash(found, job, &mut block);
+            self.done_jobs.fetch_add(1, Ordering::Relaxed);
+            self.report(found, 0);
+            finished.push((at, outcome));
+        }
+    }
+
+    fn report(&self, found: &Found, bytes: u64) {
+        let before = self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(progress) = self.run.progress {
+            progress(&Progress {
+                done_bytes: before + bytes,
+                total_bytes: self.total_bytes,
+                done_files: self.done_jobs.load(Ordering::Relaxed),
+                total_files: self.jobs.len() as u64,
+                current: &found.path,
+            });
+        }
+    }
+
+    fn hash(&self, found: &Found, job: &Job, block: &mut [u8]) -> Result<Digest, HashError> {
+        if self.cancelled() {
+            return Err(HashError::Cancelled);
+        }
+        let mut file = File::open(&found.location)?;
+        // The open file must be the listed one: this also catches a link put in its place.
+        let unchanged = |file: &File| -> Result<(), HashError> {
+            if Stamp::of(&file.metadata()?) == found.stamp {
+                Ok(())
+            } else {
+                Err(HashError::Changed)
+            }
+        };
+        unchanged(&file)?;
+        if let Some(chunk) = job.chunk {
+            file.seek(SeekFrom::Start(chunk * CHUNK_BYTES))?;
+        }
+        let mut hash = Sha256::new();
+        let mut left = job.bytes;
+        let mut unreported = 0;
+        while left > 0 {
+            let most = block.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let read = match file.read(&mut block[..most]) {
+                Ok(0) => return Err(HashError::Changed),
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
+            };
+            hash.update(&block[..read]);
+            left -= read as u64;
+            unreported += read as u64;
+            if unreported >= REPORT {
+                self.report(found, unreported);
+                unreported = 0;
+                if self.cancelled() {
+                    return Err(HashError::Cancelled);
+                }
+            }
+        }
+        unchanged(&file)?;
+        self.done_bytes.fetch_add(unreported, Ordering::Relaxed);
+        Ok(Digest::new(hash.finalize().into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::ComponentPath;
+
+    fn found(folder: &std::path::Path, name: &str, bytes: &[u8]) -> Found {
+        let location = folder.join(name);
+        std::fs::write(&location, bytes).unwrap();
+        let stamp = Stamp::of(&std::fs::symlink_metadata(&location).unwrap());
+        Found {
+            path: ComponentPath::new(name).unwrap(),
+            location,
+            stamp,
+        }
+    }
+
+    #[test]
+    fn every_thread_count_gives_the_digests_of_the_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let contents: Vec<Vec<u8>> = [0, 1, 63, 64, 65, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK]
+            .iter()
+            .map(|n| {
+                (0..*n)
+                    .map(|i| u8::try_from(i * 7 % 251).unwrap())
+                    .collect()
+            })
+            .collect();
+        let files: Vec<Found> = contents
+            .iter()
+            .enumerate()
+            .map(|(n, bytes)| found(folder.path(), &n.to_string(), bytes))
+            .collect();
+        for threads in [1, 2, 7] {
+            let run = Run {
+                threads,
+                ..Run::default()
+            };
+            for want in [Want::Whole, Want::Both, Want::Chunks] {
+                let results = hash_files(&files, |_| want, run);
+                for (bytes, result) in contents.iter().zip(results) {
+                    let hashes = result.unwrap();
+                    if want != Want::Chunks {
+                        assert_eq!(hashes.whole, Some(Digest::of(bytes)));
+                    }
+                    if want != Want::Whole && !bytes.is_empty() {
+                        assert_eq!(hashes.chunks, [Digest::of(bytes)]);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_of_a_large_sparse_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let location = folder.path().join("big");
+        let file = File::create(&location).unwrap();
+        file.set_len(CHUNK_BYTES + 5).unwrap();
+        let listed = Found {
+            path: ComponentPath::new("big").unwrap(),
+            stamp: Stamp::of(&file.metadata().unwrap()),
+            location,
+        };
+        let result = hash_files(
+            std::slice::from_ref(&listed),
+            |_| Want::Both,
+            Run::default(),
+        );
+        let hashes = result.into_iter().next().unwrap().unwrap();
+        let zeros = vec![0; usize::try_from(CHUNK_BYTES).unwrap()];
+        assert_eq!(hashes.chunks, [Digest::of(&zeros), Digest::of(&[0; 5])]);
+        let whole = Sha256::new_with_prefix(&zeros)
+            .chain_update([0; 5])
+            .finalize();
+        assert_eq!(hashes.whole, Some(Digest::new(whole.into())));
+    }
+
+    #[test]
+    fn a_file_that_changed_since_it_was_listed_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let listed = found(folder.path(), "a", b"before");
+        std::fs::write(&listed.location, b"after!").unwrap();
+        std::fs::write(&listed.location, b"longer than before").unwrap();
+        let result = hash_files(&[listed], |_| Want::Whole, Run::default());
+        assert!(matches!(result[0], Err(HashError::Changed)));
+    }
+
+    #[test]
+    fn cancelling_stops_the_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let listed = found(folder.path(), "a", b"x");
+        let cancel = AtomicBool::new(true);
+        let run = Run {
+            cancel: Some(&cancel),
+            ..Run::default()
+        };
+        assert!(matches!(
+            hash_files(&[listed], |_| Want::Whole, run)[0],
+            Err(HashError::Cancelled)
+        ));
+    }
+}

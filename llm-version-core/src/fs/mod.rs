@@ -1,0 +1,43 @@
+//! Bundle directories: building manifests from them and verifying them (feature `fs`).
+//!
+//! Everything here streams: files are read in blocks of 256 KiB on several threads, and memory is proportional to the
+//! number of files, never to their size.
+
+mod build;
+mod hash;
+mod problem;
+mod verify;
+mod walk;
+
+pub use build::{BuildError, BuildOptions, Built, build};
+pub use problem::{Problem, ProblemKind, Warning, WarningKind};
+pub use verify::{VerifyError, VerifyOptions, VerifyReport, verify};
+pub use walk::Symlinks;
+
+use crate::path::ComponentPath;
+
+/// How far a build or a verification is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress<'a> {
+    /// Bytes hashed.
+    pub done_bytes: u64,
+    /// Bytes to hash.
+    pub total_bytes: u64,
+    /// Files finished.
+    pub done_files: u64,
+    /// Files to hash.
+    pub total_files: u64,
+    /// The file that this report comes from; other threads work on others.
+    pub current: &'a ComponentPath,
+}
+
+/// A progress callback. It is called from several threads at once and should return quickly.
+pub type OnProgress<'a> = &'a (dyn Fn(&Progress<'_>) + Sync);
+
+/// The file that holds name, version, contract, licences and lineage.
+pub const METADATA_FILE: &str = "metadata.json";
+/// The file name under which a manifest may lie in its own bundle; outside the digest.
+pub const MANIFEST_FILE: &str = "manifest.json";
+/// The folder of evaluation results; outside the digest.
+pub const TESTS_FOLDER: &str = "tests";
