@@ -17,8 +17,14 @@ fn check(kind: &'static str, name: String) -> Result<String, BadName> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let fits = (1..=64).contains(&name.len())
         && name.bytes().next().is_some_and(plain)
-        && name.bytes().all(|b| plain(b) || matches!(b, b'.' | b'_' | b'-'));
-    if fits { Ok(name) } else { Err(BadName { kind, name }) }
+        && name
+            .bytes()
+            .all(|b| plain(b) || matches!(b, b'.' | b'_' | b'-'));
+    if fits {
+        Ok(name)
+    } else {
+        Err(BadName { kind, name })
+    }
 }
 
 macro_rules! name {
@@ -146,7 +152,9 @@ number!(
 /// assert!(Share::from_percent(100.1).is_err());
 /// # Ok::<(), llm_rollout::BadShare>(())
 /// ```
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(try_from = "u16", into = "u16")]
 pub struct Share(u16);
 
@@ -247,7 +255,9 @@ pub struct BadFormat(String);
 impl TryFrom<String> for Format {
     type Error = BadFormat;
     fn try_from(text: String) -> Result<Self, BadFormat> {
-        let parts = text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        let parts = text
+            .split_once('.')
+            .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
         match parts {
             Some((major, minor)) => Ok(Self { major, minor }),
             None => Err(BadFormat(text)),

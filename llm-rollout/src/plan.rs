@@ -7,8 +7,8 @@ mod spec;
 
 pub use error::PlanError;
 pub use spec::{
-    Advance, Exposure, Lease, MetricDef, Outcomes, PassSpec, PlanSpec, PreFlightSpec, RecoverySpec, StageSpec,
-    Triggers, Undecided,
+    Advance, Exposure, Lease, MetricDef, Outcomes, PassSpec, PlanSpec, PreFlightSpec, RecoverySpec,
+    StageSpec, Triggers, Undecided,
 };
 
 use llm_gates::{GatePlan, PassWhen};
@@ -74,12 +74,26 @@ impl Plan {
 
     /// What a verdict in this stage depends on. An index past the last stage gives the last stage's.
     pub fn gate_plan(&self, stage: usize) -> GatePlan {
-        let min_samples = self.0.stages.get(stage).or(self.0.stages.last()).map_or(0, |s| s.min_samples);
+        let min_samples = self
+            .0
+            .stages
+            .get(stage)
+            .or(self.0.stages.last())
+            .map_or(0, |s| s.min_samples);
         let pass = match self.0.pass {
             PassSpec::NoEvidenceOfHarm => PassWhen::NoEvidenceOfHarm { min_samples },
-            PassSpec::NonInferior { margin, beta } => PassWhen::NonInferior { min_samples, margin, beta },
+            PassSpec::NonInferior { margin, beta } => PassWhen::NonInferior {
+                min_samples,
+                margin,
+                beta,
+            },
         };
-        GatePlan { alpha: self.0.alpha, pause_alpha: self.0.pause_alpha, gates: self.0.gates.clone(), pass }
+        GatePlan {
+            alpha: self.0.alpha,
+            pause_alpha: self.0.pause_alpha,
+            gates: self.0.gates.clone(),
+            pass,
+        }
     }
 }
 
@@ -142,8 +156,14 @@ dwell = "1h"
     /// The message that a person gets: where, what, and what to do.
     #[track_caller]
     fn refused(change: (&str, &str), expect: &[&str]) {
-        assert!(GOOD.contains(change.0), "the test changes something that is not there: {}", change.0);
-        let message = Plan::from_toml(&GOOD.replacen(change.0, change.1, 1)).unwrap_err().to_string();
+        assert!(
+            GOOD.contains(change.0),
+            "the test changes something that is not there: {}",
+            change.0
+        );
+        let message = Plan::from_toml(&GOOD.replacen(change.0, change.1, 1))
+            .unwrap_err()
+            .to_string();
         for part in expect {
             assert!(message.contains(part), "{message:?} does not say {part:?}");
         }
@@ -151,24 +171,55 @@ dwell = "1h"
 
     #[test]
     fn mistakes_are_named_and_located() {
-        refused(("dwell = \"1h\"", "dwel = \"1h\""), &["line 19", "dwel", "dwell"]);
-        refused(("serve = 25.0", "serve = 0.5"), &["line 21", "stages[1].serve", "0.5 %", "grow"]);
-        refused(("metric = \"slow\"", "metric = \"slwo\""), &["line 12", "gates[1].metric", "slwo", "slow"]);
-        refused(("alpha = 0.05", "alpha = 1.5"), &["line 2", "alpha", "between 0 and 1"]);
-        refused(("weight = 0.6", "weight = 0.7"), &["gates", "weight", "at most 1"]);
+        refused(
+            ("dwell = \"1h\"", "dwel = \"1h\""),
+            &["line 19", "dwel", "dwell"],
+        );
+        refused(
+            ("serve = 25.0", "serve = 0.5"),
+            &["line 21", "stages[1].serve", "0.5 %", "grow"],
+        );
+        refused(
+            ("metric = \"slow\"", "metric = \"slwo\""),
+            &["line 12", "gates[1].metric", "slwo", "slow"],
+        );
+        refused(
+            ("alpha = 0.05", "alpha = 1.5"),
+            &["line 2", "alpha", "between 0 and 1"],
+        );
+        refused(
+            ("weight = 0.6", "weight = 0.7"),
+            &["gates", "weight", "at most 1"],
+        );
         refused(("serve = 1.0", "serve = 101.0"), &["line 18", "101"]);
         refused(("serve = 1.0", "serve = 1.005"), &["1.005", "0.01"]);
-        refused(("dwell = \"1h\"", "dwell = \"1 parsec\""), &["line 19", "parsec", "4h"]);
-        refused(("advance = \"manual\"", "advance = \"maybe\""), &["line 23", "maybe", "manual"]);
-        refused(("action = \"hold\"", "action = \"block\""), &["gates[1].action", "block", "rollback"]);
+        refused(
+            ("dwell = \"1h\"", "dwell = \"1 parsec\""),
+            &["line 19", "parsec", "4h"],
+        );
+        refused(
+            ("advance = \"manual\"", "advance = \"maybe\""),
+            &["line 23", "maybe", "manual"],
+        );
+        refused(
+            ("action = \"hold\"", "action = \"block\""),
+            &["gates[1].action", "block", "rollback"],
+        );
     }
 
     #[test]
     fn json_mistakes_are_located_too() {
         let json = serde_json::to_string_pretty(&Plan::from_toml(GOOD).unwrap()).unwrap();
-        let message = Plan::from_json(&json.replacen("\"alpha\"", "\"alhpa\"", 1)).unwrap_err().to_string();
-        assert!(message.contains("line 2") && message.contains("alhpa"), "{message}");
-        let message = Plan::from_json(&json.replacen("\"serve\": 25.0", "\"serve\": 0.5", 1)).unwrap_err().to_string();
+        let message = Plan::from_json(&json.replacen("\"alpha\"", "\"alhpa\"", 1))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("line 2") && message.contains("alhpa"),
+            "{message}"
+        );
+        let message = Plan::from_json(&json.replacen("\"serve\": 25.0", "\"serve\": 0.5", 1))
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("stages[1].serve"), "{message}");
     }
 

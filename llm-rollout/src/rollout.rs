@@ -2,8 +2,8 @@
 
 use crate::transition::transition;
 use crate::{
-    Direction, Effect, Epoch, Fence, Format, Input, Intent, IntentId, Order, Plan, Position, Rejected, RolloutId,
-    RouterClock, Seq, Split, Step, Timestamp,
+    Direction, Effect, Epoch, Fence, Format, Input, Intent, IntentId, Order, Plan, Position,
+    Rejected, RolloutId, RouterClock, Seq, Split, Step, Timestamp,
 };
 use llm_gates::Judgement;
 use llm_version_core::VersionId;
@@ -15,7 +15,10 @@ use std::time::Duration;
 /// Where a rollout is. Exhaustive on purpose: the table in [`mod@crate::transition`] covers each with each input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(clippy::exhaustive_enums, reason = "the transition table must cover each")]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "the transition table must cover each"
+)]
 pub enum Phase {
     /// Submitted, not begun.
     Planned,
@@ -58,7 +61,10 @@ pub enum Phase {
 /// The recovery procedure, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(clippy::exhaustive_enums, reason = "the transition table must cover each")]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "the transition table must cover each"
+)]
 pub enum Recovery {
     /// All new traffic to the baseline; waiting for every router to confirm.
     Redirecting,
@@ -77,7 +83,9 @@ impl Phase {
     /// The stage, where there is one.
     pub const fn stage(self) -> Option<usize> {
         match self {
-            Self::Shifting { stage } | Self::Soaking { stage } | Self::Held { stage } => Some(stage),
+            Self::Shifting { stage } | Self::Soaking { stage } | Self::Held { stage } => {
+                Some(stage)
+            }
             _ => None,
         }
     }
@@ -94,9 +102,15 @@ impl fmt::Display for Phase {
             Self::Held { stage } => write!(f, "held in stage {stage}"),
             Self::Promoting => f.write_str("promoting"),
             Self::Baking => f.write_str("baking"),
-            Self::RollingBack { part: Recovery::Redirecting } => f.write_str("rolling back: redirecting"),
-            Self::RollingBack { part: Recovery::Draining } => f.write_str("rolling back: draining"),
-            Self::RollingBack { part: Recovery::Retiring } => f.write_str("rolling back: retiring"),
+            Self::RollingBack {
+                part: Recovery::Redirecting,
+            } => f.write_str("rolling back: redirecting"),
+            Self::RollingBack {
+                part: Recovery::Draining,
+            } => f.write_str("rolling back: draining"),
+            Self::RollingBack {
+                part: Recovery::Retiring,
+            } => f.write_str("rolling back: retiring"),
             Self::Promoted => f.write_str("promoted"),
             Self::RolledBack => f.write_str("rolled back"),
             Self::Blocked => f.write_str("blocked"),
@@ -177,20 +191,45 @@ pub enum Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PreFlight { gates } => write!(f, "pre-deployment gates failed: {}", gates.join(", ")),
-            Self::NotServable { reason } => write!(f, "the candidate could not be served: {reason}"),
-            Self::Gate { metric, log_evidence, bound } => {
-                write!(f, "evidence of harm in {metric:?}: ln E = {log_evidence:.2}, bound {bound:.2}")
+            Self::PreFlight { gates } => {
+                write!(f, "pre-deployment gates failed: {}", gates.join(", "))
+            }
+            Self::NotServable { reason } => {
+                write!(f, "the candidate could not be served: {reason}")
+            }
+            Self::Gate {
+                metric,
+                log_evidence,
+                bound,
+            } => {
+                write!(
+                    f,
+                    "evidence of harm in {metric:?}: ln E = {log_evidence:.2}, bound {bound:.2}"
+                )
             }
             Self::Silent { waiting } => {
-                write!(f, "a candidate request has waited {:.1} s for its first token", waiting.as_secs_f64())
+                write!(
+                    f,
+                    "a candidate request has waited {:.1} s for its first token",
+                    waiting.as_secs_f64()
+                )
             }
             Self::NoVerdict => f.write_str("no verdict came in time"),
-            Self::Undecided { stage } => write!(f, "stage {stage} reached its limit without passing"),
-            Self::Drifted { router } => write!(f, "router {router} does not serve what it was told"),
-            Self::Marked { router } => write!(f, "router {router} has been told to go back, or is ahead of the log"),
+            Self::Undecided { stage } => {
+                write!(f, "stage {stage} reached its limit without passing")
+            }
+            Self::Drifted { router } => {
+                write!(f, "router {router} does not serve what it was told")
+            }
+            Self::Marked { router } => write!(
+                f,
+                "router {router} has been told to go back, or is ahead of the log"
+            ),
             Self::Forced { router } => write!(f, "the baseline was forced on router {router}"),
-            Self::Lapsed { times } => write!(f, "the share lapsed (lapse {times}), too often or for too long"),
+            Self::Lapsed { times } => write!(
+                f,
+                "the share lapsed (lapse {times}), too often or for too long"
+            ),
             Self::Deadline { phase } => write!(f, "{phase} took longer than the plan allows"),
             Self::Operator { by, why } => write!(f, "aborted by {by}: {why}"),
         }
@@ -241,8 +280,6 @@ pub struct State {
     pub prepared: bool,
     /// Requests that the candidate was given, as last heard.
     pub exposed: u64,
-    /// The last judgement of this rollout.
-    pub judgement: Option<Judgement>,
     /// Why it is going back or did not begin.
     pub cause: Option<Cause>,
 }
@@ -258,6 +295,7 @@ pub struct Rollout {
     salt: u64,
     last: Option<(Seq, Timestamp)>,
     state: State,
+    judgement: Option<Judgement>,
     pending: Vec<Intent>,
 }
 
@@ -296,10 +334,20 @@ impl Rollout {
             lapses: 0,
             prepared: false,
             exposed: 0,
-            judgement: None,
             cause: None,
         };
-        Self { format: Format::CURRENT, id, baseline, candidate, plan, salt, last: None, state, pending: Vec::new() }
+        Self {
+            format: Format::CURRENT,
+            id,
+            baseline,
+            candidate,
+            plan,
+            salt,
+            last: None,
+            state,
+            judgement: None,
+            pending: Vec::new(),
+        }
     }
 
     /// What to do about an input: a step to log and apply, or nothing.
@@ -309,14 +357,26 @@ impl Rollout {
     /// # Errors
     /// The input does not fit the phase; nothing has changed.
     pub fn decide(&self, seq: Seq, now: Timestamp, input: Input) -> Result<Option<Step>, Rejected> {
-        let Some(draft) = transition(self, seq, now, &input)? else { return Ok(None) };
+        let Some(draft) = transition(self, seq, now, &input)? else {
+            return Ok(None);
+        };
         let intents = draft
             .effects
             .into_iter()
             .zip(0..)
-            .map(|(effect, index)| Intent { id: IntentId { seq, index }, effect })
+            .map(|(effect, index)| Intent {
+                id: IntentId { seq, index },
+                effect,
+            })
             .collect();
-        Ok(Some(Step { seq, at: now, input, state: draft.state, done: draft.done, intents }))
+        Ok(Some(Step {
+            seq,
+            at: now,
+            input,
+            state: draft.state,
+            done: draft.done,
+            intents,
+        }))
     }
 
     /// Folds a logged step in. Consults neither plan, gates nor time: an old log replays for ever.
@@ -327,13 +387,25 @@ impl Rollout {
         if let Some((last, _)) = self.last
             && step.seq <= last
         {
-            return Err(Replay { last, found: step.seq });
+            return Err(Replay {
+                last,
+                found: step.seq,
+            });
         }
         self.last = Some((step.seq, step.at));
         self.state = step.state.clone();
-        self.pending.retain(|intent| !step.done.contains(&intent.id));
-        if step.intents.iter().any(|i| matches!(i.effect, Effect::Route { .. })) {
-            self.pending.retain(|intent| !matches!(intent.effect, Effect::Route { .. }));
+        if let Input::Judged(look) = &step.input {
+            self.judgement = Some(look.judgement.clone());
+        }
+        self.pending
+            .retain(|intent| !step.done.contains(&intent.id));
+        if step
+            .intents
+            .iter()
+            .any(|i| matches!(i.effect, Effect::Route { .. }))
+        {
+            self.pending
+                .retain(|intent| !matches!(intent.effect, Effect::Route { .. }));
         }
         self.pending.extend(step.intents.iter().cloned());
         Ok(())
@@ -346,13 +418,22 @@ impl Rollout {
 
     /// Whether it has ended and the routers have confirmed it: the next rollout may begin.
     pub fn is_settled(&self) -> bool {
-        self.state.phase.is_end() && !self.pending.iter().any(|i| matches!(i.effect, Effect::Route { .. }))
+        self.state.phase.is_end()
+            && !self
+                .pending
+                .iter()
+                .any(|i| matches!(i.effect, Effect::Route { .. }))
     }
 
     /// What to tell a router with this clock, and what it must then read back.
     pub fn order(&self, fence: Fence, clock: RouterClock) -> Option<Order> {
         let (seq, direction) = self.state.routed?;
-        Some(Order { at: Position { fence, seq }, direction, split: self.state.split.clone(), clock })
+        Some(Order {
+            at: Position { fence, seq },
+            direction,
+            split: self.state.split.clone(),
+            clock,
+        })
     }
 
     /// When something becomes due without any further input: a deadline, or the end of baking.
@@ -393,6 +474,11 @@ impl Rollout {
     /// Everything that the steps so far have changed.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// The last judgement that was logged.
+    pub fn judgement(&self) -> Option<&Judgement> {
+        self.judgement.as_ref()
     }
 
     /// The position and time of the last step.

@@ -9,7 +9,10 @@ use std::time::Duration;
 ///
 /// Candidate requests come from the low end of the hash range, control requests from the high end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(clippy::exhaustive_structs, reason = "plain data: hosts write routers against it")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain data: hosts write routers against it"
+)]
 pub struct Split {
     /// Format of this record.
     pub format: Format,
@@ -78,7 +81,10 @@ pub enum Direction {
 
 /// One thing to tell a router: absolute and idempotent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(clippy::exhaustive_structs, reason = "plain data: hosts write routers against it")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain data: hosts write routers against it"
+)]
 pub struct Order {
     /// Fence and log position.
     pub at: Position,
@@ -102,7 +108,10 @@ pub struct RouterClock {
 
 /// What one router said when it was read back, or why it could not be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(clippy::exhaustive_structs, reason = "plain data: hosts write routers against it")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain data: hosts write routers against it"
+)]
 pub struct RouterState {
     /// Newest fence that it has seen; older ones are refused from then on.
     pub fence: Fence,
@@ -138,7 +147,9 @@ impl Observed {
 
     /// The routers that answered.
     pub fn reachable(&self) -> impl Iterator<Item = (&RouterId, &RouterState)> {
-        self.0.iter().filter_map(|(id, state)| state.as_ref().map(|state| (id, state)))
+        self.0
+            .iter()
+            .filter_map(|(id, state)| state.as_ref().map(|state| (id, state)))
     }
 
     /// Whether every registered router, unreachable ones included, serves exactly this order and has not lapsed.
@@ -156,12 +167,22 @@ pub(crate) mod millis {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
     use std::time::Duration;
 
-    #[expect(clippy::ref_option, reason = "the signature that serde's `with` asks for")]
-    pub(crate) fn serialize<S: Serializer>(value: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
-        value.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)).serialize(to)
+    #[expect(
+        clippy::ref_option,
+        reason = "the signature that serde's `with` asks for"
+    )]
+    pub(crate) fn serialize<S: Serializer>(
+        value: &Option<Duration>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        value
+            .map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+            .serialize(to)
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Duration>, D::Error> {
         Ok(Option::<u64>::deserialize(from)?.map(Duration::from_millis))
     }
 }

@@ -66,7 +66,10 @@ pub struct Look {
 
 /// What the candidate is doing, independent of finished requests: a hung candidate finishes none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(clippy::exhaustive_structs, reason = "plain data: hosts write metric sources against it")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain data: hosts write metric sources against it"
+)]
 pub struct Heartbeat {
     /// Requests that the candidate was given in this rollout.
     pub exposed: u64,
@@ -197,7 +200,10 @@ pub enum Effect {
 
 /// Something to tell people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(clippy::exhaustive_structs, reason = "plain data: hosts write notifiers against it")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain data: hosts write notifiers against it"
+)]
 pub struct Notice {
     /// Whether somebody should be woken.
     pub page: bool,

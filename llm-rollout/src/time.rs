@@ -29,7 +29,10 @@ impl Timestamp {
     /// Later by `by` (saturating).
     #[must_use]
     pub fn after(self, by: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX)))
+        Self(
+            self.0
+                .saturating_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX)),
+        )
     }
 }
 
@@ -44,8 +47,11 @@ pub(crate) mod words {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(from)?;
-        humantime::parse_duration(&text)
-            .map_err(|e| D::Error::custom(format!("{text:?} is not a duration ({e}); write for example \"90s\", \"4h\" or \"1h 30m\"")))
+        humantime::parse_duration(&text).map_err(|e| {
+            D::Error::custom(format!(
+                "{text:?} is not a duration ({e}); write for example \"90s\", \"4h\" or \"1h 30m\""
+            ))
+        })
     }
 }
 

@@ -1,11 +1,16 @@
 //! The one place that decides control flow: what each input does in each phase.
 //!
-//! `transition` reads top to bottom as a table. What a row needs is a method of [`Draft`]; no row looks anywhere else.
+//! [`transition`] reads top to bottom as a table. What a row needs is a method of [`Draft`]; no row looks anywhere else.
+
+#![expect(
+    clippy::unnecessary_wraps,
+    reason = "a row of the table may also lead nowhere, or be refused"
+)]
 
 use crate::plan::Undecided;
 use crate::{
-    Advance, Cause, Command, Direction, Effect, Fence, Hold, Input, IntentId, Look, Notice, Observed, Outcome, Phase,
-    Position, Recovery, Rollout, Seq, Split, State, Timestamp, Verb,
+    Advance, Cause, Command, Direction, Effect, Fence, Hold, Input, IntentId, Look, Notice,
+    Observed, Outcome, Phase, Position, Recovery, Rollout, Seq, Split, State, Timestamp, Verb,
 };
 use llm_gates::{Action, TableReport, Verdict};
 use std::time::Duration;
@@ -59,7 +64,12 @@ pub(crate) struct Draft<'a> {
 
 type Decision<'a> = Result<Option<Draft<'a>>, Rejected>;
 
-pub(crate) fn transition<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, input: &Input) -> Decision<'a> {
+pub(crate) fn transition<'a>(
+    rollout: &'a Rollout,
+    seq: Seq,
+    now: Timestamp,
+    input: &Input,
+) -> Decision<'a> {
     let phase = rollout.phase();
     let draft = || Draft::new(rollout, seq, now);
     let not_now = |what| Err(Rejected::NotNow { what, phase });
@@ -69,7 +79,10 @@ pub(crate) fn transition<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, inp
         (_, Input::Found { fence, routers }) => found(rollout, seq, now, *fence, routers),
 
         // The ends take nothing else.
-        (Phase::Promoted | Phase::RolledBack | Phase::Blocked, Input::Tick | Input::Heartbeat(_) | Input::Frozen { .. }) => Ok(None),
+        (
+            Phase::Promoted | Phase::RolledBack | Phase::Blocked,
+            Input::Tick | Input::Heartbeat(_) | Input::Frozen { .. },
+        ) => Ok(None),
         (Phase::Promoted | Phase::RolledBack | Phase::Blocked, _) => Err(Rejected::Over(phase)),
 
         (Phase::Planned, Input::Start) => draft().start(),
@@ -78,17 +91,24 @@ pub(crate) fn transition<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, inp
         (Phase::PreFlight, Input::PreFlight(report)) => draft().pre_flight(report),
         (_, Input::PreFlight(_)) => not_now("a pre-flight report"),
 
-        (Phase::Soaking { stage } | Phase::Held { stage }, Input::Judged(look)) => judged(rollout, seq, now, stage, look),
+        (Phase::Soaking { stage } | Phase::Held { stage }, Input::Judged(look)) => {
+            judged(rollout, seq, now, stage, look)
+        }
         (_, Input::Judged(_)) => not_now("a verdict"),
 
         // Neither good nor bad data: `no_verdict` decides when it has lasted too long.
-        (Phase::Soaking { .. } | Phase::Held { .. }, Input::SourceFailed { .. }) => tick(rollout, seq, now),
+        (Phase::Soaking { .. } | Phase::Held { .. }, Input::SourceFailed { .. }) => {
+            tick(rollout, seq, now)
+        }
         (_, Input::SourceFailed { .. }) => Ok(None),
 
-        (Phase::Shifting { .. } | Phase::Soaking { .. } | Phase::Held { .. }, Input::Heartbeat(beat))
-            if beat.waiting >= rollout.plan().spec().triggers.candidate_silent =>
-        {
-            draft().go_back(Cause::Silent { waiting: beat.waiting })
+        (
+            Phase::Shifting { .. } | Phase::Soaking { .. } | Phase::Held { .. },
+            Input::Heartbeat(beat),
+        ) if beat.waiting >= rollout.plan().spec().triggers.candidate_silent => {
+            draft().go_back(Cause::Silent {
+                waiting: beat.waiting,
+            })
         }
         (_, Input::Heartbeat(_)) => Ok(None),
 
@@ -99,7 +119,9 @@ pub(crate) fn transition<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, inp
             Ok(Some(draft))
         }
 
-        (Phase::RollingBack { .. }, Input::Operator(_)) => not_now("a command (it is already going back)"),
+        (Phase::RollingBack { .. }, Input::Operator(_)) => {
+            not_now("a command (it is already going back)")
+        }
         (_, Input::Operator(command)) => operator(rollout, seq, now, command),
 
         (_, Input::Tick) => tick(rollout, seq, now),
@@ -110,19 +132,38 @@ pub(crate) fn transition<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, inp
 pub(crate) fn next_deadline(rollout: &Rollout) -> Option<Timestamp> {
     let (state, spec) = (rollout.state(), rollout.plan().spec());
     match state.phase {
-        Phase::PreFlight => spec.pre_flight.as_ref().map(|p| state.since.after(p.deadline)),
+        Phase::PreFlight => spec
+            .pre_flight
+            .as_ref()
+            .map(|p| state.since.after(p.deadline)),
         Phase::Warming if state.holds.is_empty() => Some(state.since.after(spec.outcomes.warm)),
-        Phase::Warming => Some(state.since.after(spec.outcomes.warm.max(spec.outcomes.held))),
+        Phase::Warming => Some(
+            state
+                .since
+                .after(spec.outcomes.warm.max(spec.outcomes.held)),
+        ),
         Phase::Shifting { .. } | Phase::Promoting => Some(state.since.after(spec.outcomes.shift)),
         Phase::Soaking { stage } => {
-            let longest = spec.stages.get(stage).map(crate::StageSpec::longest).unwrap_or_default();
+            let longest = spec
+                .stages
+                .get(stage)
+                .map(crate::StageSpec::longest)
+                .unwrap_or_default();
             let limit = state.stage_since.after(longest);
             let frozen = state.frozen_until.unwrap_or_default();
-            Some(limit.max(frozen).min(state.heard.after(spec.triggers.no_verdict)))
+            Some(
+                limit
+                    .max(frozen)
+                    .min(state.heard.after(spec.triggers.no_verdict)),
+            )
         }
         Phase::Held { .. } => Some(state.since.after(spec.outcomes.held)),
         Phase::Baking => Some(state.since.after(spec.bake)),
-        Phase::Planned | Phase::RollingBack { .. } | Phase::Promoted | Phase::RolledBack | Phase::Blocked => None,
+        Phase::Planned
+        | Phase::RollingBack { .. }
+        | Phase::Promoted
+        | Phase::RolledBack
+        | Phase::Blocked => None,
     }
 }
 
@@ -139,12 +180,18 @@ fn tick(rollout: &Rollout, seq: Seq, now: Timestamp) -> Decision<'_> {
             let (outcome, cause, name) = if silent {
                 (spec.outcomes.no_verdict, Cause::NoVerdict, "no-verdict")
             } else {
-                (spec.outcomes.undecided, Cause::Undecided { stage }, "undecided")
+                (
+                    spec.outcomes.undecided,
+                    Cause::Undecided { stage },
+                    "undecided",
+                )
             };
             match outcome {
                 Undecided::Rollback => draft.go_back(cause),
                 Undecided::Hold => {
-                    draft.effects.push(draft.notice(true, format!("held: {cause}")));
+                    draft
+                        .effects
+                        .push(draft.notice(true, format!("held: {cause}")));
                     draft.hold(name, "plan", &cause.to_string());
                     Ok(Some(draft))
                 }
@@ -154,7 +201,13 @@ fn tick(rollout: &Rollout, seq: Seq, now: Timestamp) -> Decision<'_> {
     }
 }
 
-fn done<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, id: IntentId, outcome: &Outcome) -> Decision<'a> {
+fn done<'a>(
+    rollout: &'a Rollout,
+    seq: Seq,
+    now: Timestamp,
+    id: IntentId,
+    outcome: &Outcome,
+) -> Decision<'a> {
     let Some(intent) = rollout.pending().iter().find(|intent| intent.id == id) else {
         return Err(Rejected::UnknownIntent(id));
     };
@@ -162,44 +215,84 @@ fn done<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, id: IntentId, outcom
     draft.done.push(id);
     match (&intent.effect, outcome, rollout.phase()) {
         // Only what is read back confirms a split, and only a report answers an evaluation.
-        (Effect::Route { .. }, _, phase) => Err(Rejected::NotNow { what: "an answer to a split", phase }),
-        (Effect::Evaluate(_), Outcome::Ok, phase) => Err(Rejected::NotNow { what: "an evaluation without a report", phase }),
-        (Effect::Evaluate(_) | Effect::Prepare(_), Outcome::Failed { reason }, Phase::PreFlight | Phase::Warming) => {
-            draft.go_back(Cause::NotServable { reason: reason.clone() })
-        }
+        (Effect::Route { .. }, _, phase) => Err(Rejected::NotNow {
+            what: "an answer to a split",
+            phase,
+        }),
+        (Effect::Evaluate(_), Outcome::Ok, phase) => Err(Rejected::NotNow {
+            what: "an evaluation without a report",
+            phase,
+        }),
+        (
+            Effect::Evaluate(_) | Effect::Prepare(_),
+            Outcome::Failed { reason },
+            Phase::PreFlight | Phase::Warming,
+        ) => draft.go_back(Cause::NotServable {
+            reason: reason.clone(),
+        }),
         (Effect::Prepare(_), Outcome::Ok, Phase::Warming) => draft.begin(),
-        (Effect::Drain { .. }, _, Phase::RollingBack { part: Recovery::Draining }) => draft.retire(),
-        (Effect::Retire(_), _, Phase::RollingBack { part: Recovery::Retiring }) => draft.finish(Phase::RolledBack),
+        (
+            Effect::Drain { .. },
+            _,
+            Phase::RollingBack {
+                part: Recovery::Draining,
+            },
+        ) => draft.retire(),
+        (
+            Effect::Retire(_),
+            _,
+            Phase::RollingBack {
+                part: Recovery::Retiring,
+            },
+        ) => draft.finish(Phase::RolledBack),
         // Over in a phase that does not wait for it: a notice, or what a later decision has overtaken.
         _ => Ok(Some(draft)),
     }
 }
 
-fn found<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, fence: Fence, routers: &Observed) -> Decision<'a> {
+fn found<'a>(
+    rollout: &'a Rollout,
+    seq: Seq,
+    now: Timestamp,
+    fence: Fence,
+    routers: &Observed,
+) -> Decision<'a> {
     let (state, phase) = (rollout.state(), rollout.phase());
     let mut draft = Draft::new(rollout, seq, now);
     let going_on = !phase.is_end() && !matches!(phase, Phase::RollingBack { .. });
     if going_on && let Some(cause) = told_to_go_back(rollout, routers) {
         return draft.go_back(cause);
     }
-    let confirmed = state.routed.is_some_and(|(at, _)| routers.confirms(Position { fence, seq: at }, &state.split));
+    let confirmed = state
+        .routed
+        .is_some_and(|(at, _)| routers.confirms(Position { fence, seq: at }, &state.split));
     match phase {
-        Phase::Shifting { .. } | Phase::Soaking { .. } | Phase::Held { .. } if has_lapsed(rollout, routers) => {
+        Phase::Shifting { .. } | Phase::Soaking { .. } | Phase::Held { .. }
+            if has_lapsed(rollout, routers) =>
+        {
             draft.resume_share()
         }
         Phase::Shifting { stage } if confirmed => draft.confirmed(stage),
-        Phase::Soaking { .. } | Phase::Held { .. } | Phase::Baking => match drifted(rollout, routers) {
-            Some(router) => draft.go_back(Cause::Drifted { router }),
-            None => Ok(None),
-        },
+        Phase::Soaking { .. } | Phase::Held { .. } | Phase::Baking => {
+            match drifted(rollout, routers) {
+                Some(router) => draft.go_back(Cause::Drifted { router }),
+                None => Ok(None),
+            }
+        }
         Phase::Promoting if confirmed => {
             draft.done_routing();
             draft.enter(Phase::Baking);
-            draft.effects.push(draft.notice(false, "promoted".to_owned()));
+            draft
+                .effects
+                .push(draft.notice(false, "promoted".to_owned()));
             Ok(Some(draft))
         }
-        Phase::RollingBack { part: Recovery::Redirecting } if confirmed => draft.drain(),
-        Phase::Promoted | Phase::RolledBack | Phase::Blocked if confirmed && !rollout.is_settled() => {
+        Phase::RollingBack {
+            part: Recovery::Redirecting,
+        } if confirmed => draft.drain(),
+        Phase::Promoted | Phase::RolledBack | Phase::Blocked
+            if confirmed && !rollout.is_settled() =>
+        {
             draft.done_routing();
             Ok(Some(draft))
         }
@@ -226,8 +319,12 @@ fn told_to_go_back(rollout: &Rollout, routers: &Observed) -> Option<Cause> {
 
 /// Whether a router had carried out the split in force and let it lapse, or has forgotten it in a restart.
 fn has_lapsed(rollout: &Rollout, routers: &Observed) -> bool {
-    let Some((routed, _)) = rollout.state().routed else { return false };
-    routers.reachable().any(|(_, router)| router.lapsed && router.at.seq == routed)
+    let Some((routed, _)) = rollout.state().routed else {
+        return false;
+    };
+    routers
+        .reachable()
+        .any(|(_, router)| router.lapsed && router.at.seq == routed)
 }
 
 /// A router that once confirmed the split in force, and serves another.
@@ -235,27 +332,43 @@ fn drifted(rollout: &Rollout, routers: &Observed) -> Option<String> {
     let (routed, _) = rollout.state().routed?;
     routers
         .reachable()
-        .find(|(_, r)| r.at.seq < routed || (r.at.seq == routed && !r.lapsed && r.split != rollout.state().split))
+        .find(|(_, r)| {
+            r.at.seq < routed
+                || (r.at.seq == routed && !r.lapsed && r.split != rollout.state().split)
+        })
         .map(|(id, _)| id.to_string())
 }
 
-fn judged<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, stage: usize, look: &Look) -> Decision<'a> {
+fn judged<'a>(
+    rollout: &'a Rollout,
+    seq: Seq,
+    now: Timestamp,
+    stage: usize,
+    look: &Look,
+) -> Decision<'a> {
     let (state, spec, judgement) = (rollout.state(), rollout.plan().spec(), &look.judgement);
     let (found_epoch, expected) = (judgement.epoch, state.split.epoch.get());
     if found_epoch != expected {
-        return Err(Rejected::StaleEpoch { found: found_epoch, expected });
+        return Err(Rejected::StaleEpoch {
+            found: found_epoch,
+            expected,
+        });
     }
     let mut draft = Draft::new(rollout, seq, now);
-    draft.state.judgement = Some(judgement.clone());
     if let Some(beat) = look.heartbeat {
         draft.state.exposed = beat.exposed;
         if beat.waiting >= spec.triggers.candidate_silent {
-            return draft.go_back(Cause::Silent { waiting: beat.waiting });
+            return draft.go_back(Cause::Silent {
+                waiting: beat.waiting,
+            });
         }
     }
     // Harm counts even where a router cannot be reached: going back is always safe.
     if judgement.verdict == Verdict::Fail {
-        let worst = judgement.gates.iter().max_by(|a, b| weighted(a).total_cmp(&weighted(b)));
+        let worst = judgement
+            .gates
+            .iter()
+            .max_by(|a, b| weighted(a).total_cmp(&weighted(b)));
         return draft.go_back(Cause::Gate {
             metric: worst.map(|g| g.metric.clone()).unwrap_or_default(),
             log_evidence: judgement.log_evidence,
@@ -266,18 +379,33 @@ fn judged<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, stage: usize, look
     if let Some(step) = found(rollout, seq, now, look.fence, &look.routers)? {
         return Ok(Some(step));
     }
-    let confirmed = state
-        .routed
-        .is_some_and(|(at, _)| look.routers.confirms(Position { fence: look.fence, seq: at }, &state.split));
+    let confirmed = state.routed.is_some_and(|(at, _)| {
+        look.routers.confirms(
+            Position {
+                fence: look.fence,
+                seq: at,
+            },
+            &state.split,
+        )
+    });
     if !confirmed {
         return Err(Rejected::Unconfirmed);
     }
     draft.state.heard = now;
-    for gate in judgement.gates.iter().filter(|g| g.verdict == Verdict::Fail) {
-        let holds = spec.gates.iter().any(|g| g.metric == gate.metric && matches!(g.action, Action::Hold));
+    for gate in judgement
+        .gates
+        .iter()
+        .filter(|g| g.verdict == Verdict::Fail)
+    {
+        let holds = spec
+            .gates
+            .iter()
+            .any(|g| g.metric == gate.metric && matches!(g.action, Action::Hold));
         let name = format!("gate-{}", gate.metric);
         if holds && !state.holds.contains_key(&name) && !state.waived.contains(&name) {
-            draft.effects.push(draft.notice(true, format!("held: evidence of harm in {:?}", gate.metric)));
+            draft
+                .effects
+                .push(draft.notice(true, format!("held: evidence of harm in {:?}", gate.metric)));
             draft.hold(&name, "gate", "evidence of harm");
         }
     }
@@ -285,15 +413,28 @@ fn judged<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, stage: usize, look
         return Ok(Some(draft));
     }
     draft.state.dwell += Duration::from_millis(judgement.to.saturating_sub(judgement.from));
-    let Some(this) = spec.stages.get(stage) else { return Ok(Some(draft)) };
-    let ripe = judgement.verdict == Verdict::Pass && !judgement.paused && draft.state.dwell >= this.dwell;
+    let Some(this) = spec.stages.get(stage) else {
+        return Ok(Some(draft));
+    };
+    // A failed hold gate that a person has cleared in this stage does not stand in the way any more.
+    let waived = |g: &llm_gates::GateEvidence| state.waived.contains(&format!("gate-{}", g.metric));
+    let passed = judgement.verdict == Verdict::Pass
+        || (judgement.gates.iter().any(waived)
+            && judgement
+                .gates
+                .iter()
+                .all(|g| g.verdict == Verdict::Pass || waived(g)));
+    let ripe = passed && !judgement.paused && draft.state.dwell >= this.dwell;
     let frozen = state.frozen_until.is_some_and(|until| now < until);
     if !ripe || frozen {
         return Ok(Some(draft));
     }
     match this.advance {
         Advance::Manual if !state.approvals.contains(&stage) => {
-            draft.effects.push(draft.notice(true, format!("stage {stage} has passed and waits for approval")));
+            draft.effects.push(draft.notice(
+                true,
+                format!("stage {stage} has passed and waits for approval"),
+            ));
             draft.hold(APPROVAL, "plan", "this stage advances by hand");
             Ok(Some(draft))
         }
@@ -313,12 +454,22 @@ fn operator<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, command: &Comman
     let (state, spec) = (rollout.state(), rollout.plan().spec());
     let mut draft = Draft::new(rollout, seq, now);
     match &command.verb {
-        Verb::Abort => draft.go_back(Cause::Operator { by: command.by.clone(), why: command.why.clone() }),
+        Verb::Abort => draft.go_back(Cause::Operator {
+            by: command.by.clone(),
+            why: command.why.clone(),
+        }),
         Verb::Approve => {
             let from = state.phase.stage().unwrap_or(0);
-            let manual = |i: &usize| spec.stages.get(*i).is_some_and(|s| s.advance == Advance::Manual);
-            let open = (from..spec.stages.len()).find(|i| manual(i) && !state.approvals.contains(i));
-            let Some(stage) = open else { return Err(Rejected::NothingToApprove) };
+            let manual = |i: &usize| {
+                spec.stages
+                    .get(*i)
+                    .is_some_and(|s| s.advance == Advance::Manual)
+            };
+            let open =
+                (from..spec.stages.len()).find(|i| manual(i) && !state.approvals.contains(i));
+            let Some(stage) = open else {
+                return Err(Rejected::NothingToApprove);
+            };
             draft.state.approvals.insert(stage);
             draft.clear(APPROVAL)
         }
@@ -336,7 +487,14 @@ fn operator<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, command: &Comman
 
 impl<'a> Draft<'a> {
     fn new(rollout: &'a Rollout, seq: Seq, now: Timestamp) -> Self {
-        Self { rollout, seq, now, state: rollout.state().clone(), done: Vec::new(), effects: Vec::new() }
+        Self {
+            rollout,
+            seq,
+            now,
+            state: rollout.state().clone(),
+            done: Vec::new(),
+            effects: Vec::new(),
+        }
     }
 
     fn enter(&mut self, phase: Phase) {
@@ -345,24 +503,36 @@ impl<'a> Draft<'a> {
     }
 
     fn notice(&self, page: bool, text: String) -> Effect {
-        Effect::Notify(Notice { page, rollout: self.rollout.id().clone(), text })
+        Effect::Notify(Notice {
+            page,
+            rollout: self.rollout.id().clone(),
+            text,
+        })
     }
 
     /// The split as it is, at a new place in the log.
     fn route(&mut self, direction: Direction) {
         self.state.routed = Some((self.seq, direction));
-        self.effects.push(Effect::Route { direction, split: self.state.split.clone() });
+        self.effects.push(Effect::Route {
+            direction,
+            split: self.state.split.clone(),
+        });
     }
 
     fn done_routing(&mut self) {
-        let routes = self.rollout.pending().iter().filter(|i| matches!(i.effect, Effect::Route { .. }));
+        let routes = self
+            .rollout
+            .pending()
+            .iter()
+            .filter(|i| matches!(i.effect, Effect::Route { .. }));
         self.done.extend(routes.map(|i| i.id));
     }
 
     fn start(mut self) -> Decision<'a> {
         if self.rollout.plan().spec().pre_flight.is_some() {
             self.enter(Phase::PreFlight);
-            self.effects.push(Effect::Evaluate(self.rollout.candidate().clone()));
+            self.effects
+                .push(Effect::Evaluate(self.rollout.candidate().clone()));
             Ok(Some(self))
         } else {
             self.warm()
@@ -370,7 +540,11 @@ impl<'a> Draft<'a> {
     }
 
     fn pre_flight(mut self, report: &TableReport) -> Decision<'a> {
-        let asked = self.rollout.pending().iter().filter(|i| matches!(i.effect, Effect::Evaluate(_)));
+        let asked = self
+            .rollout
+            .pending()
+            .iter()
+            .filter(|i| matches!(i.effect, Effect::Evaluate(_)));
         self.done.extend(asked.map(|i| i.id));
         let stopped = |action: Action| matches!(action, Action::Block | Action::Rollback);
         let gates = report
@@ -382,8 +556,16 @@ impl<'a> Draft<'a> {
         if !gates.is_empty() {
             return self.go_back(Cause::PreFlight { gates });
         }
-        for row in report.rows.iter().filter(|row| row.verdict == Verdict::Fail && matches!(row.action, Action::Hold)) {
-            self.hold(&format!("gate-{}", row.metric), "pre-flight", "the gate failed before deployment");
+        for row in report
+            .rows
+            .iter()
+            .filter(|row| row.verdict == Verdict::Fail && matches!(row.action, Action::Hold))
+        {
+            self.hold(
+                &format!("gate-{}", row.metric),
+                "pre-flight",
+                "the gate failed before deployment",
+            );
         }
         self.warm()
     }
@@ -391,13 +573,18 @@ impl<'a> Draft<'a> {
     fn warm(mut self) -> Decision<'a> {
         self.enter(Phase::Warming);
         self.state.prepared = true;
-        self.effects.push(Effect::Prepare(self.rollout.candidate().clone()));
+        self.effects
+            .push(Effect::Prepare(self.rollout.candidate().clone()));
         Ok(Some(self))
     }
 
     /// The candidate can serve: the first stage, unless something stands against it.
     fn begin(self) -> Decision<'a> {
-        if self.state.holds.is_empty() { self.shift(0) } else { Ok(Some(self)) }
+        if self.state.holds.is_empty() {
+            self.shift(0)
+        } else {
+            Ok(Some(self))
+        }
     }
 
     fn shift(mut self, stage: usize) -> Decision<'a> {
@@ -408,7 +595,9 @@ impl<'a> Draft<'a> {
 
     fn set_share(mut self, stage: usize) -> Decision<'a> {
         let spec = self.rollout.plan().spec();
-        let Some(exposure) = spec.stages.get(stage) else { return Ok(None) };
+        let Some(exposure) = spec.stages.get(stage) else {
+            return Ok(None);
+        };
         self.enter(Phase::Shifting { stage });
         self.state.dwell = Duration::ZERO;
         self.state.split = Split {
@@ -431,12 +620,18 @@ impl<'a> Draft<'a> {
     fn resume_share(mut self) -> Decision<'a> {
         let lease = &self.rollout.plan().spec().lease;
         self.state.lapses += 1;
-        let away = self.rollout.last().map(|(_, at)| self.now.since(at)).unwrap_or_default();
+        let away = self
+            .rollout
+            .last()
+            .map(|(_, at)| self.now.since(at))
+            .unwrap_or_default();
         if self.state.lapses >= lease.lapses || away > lease.longest_lapse {
             let times = self.state.lapses;
             return self.go_back(Cause::Lapsed { times });
         }
-        let Some(stage) = self.state.phase.stage() else { return Ok(None) };
+        let Some(stage) = self.state.phase.stage() else {
+            return Ok(None);
+        };
         let dwell = self.state.dwell;
         // Time away does not use up the stage's limit.
         self.state.stage_since = self.state.stage_since.after(away);
@@ -452,12 +647,20 @@ impl<'a> Draft<'a> {
         self.done_routing();
         self.state.heard = self.now;
         let held = !self.state.holds.is_empty();
-        self.enter(if held { Phase::Held { stage } } else { Phase::Soaking { stage } });
+        self.enter(if held {
+            Phase::Held { stage }
+        } else {
+            Phase::Soaking { stage }
+        });
         Ok(Some(self))
     }
 
     fn hold(&mut self, name: &str, by: &str, why: &str) {
-        let hold = Hold { by: by.to_owned(), why: why.to_owned(), at: self.now };
+        let hold = Hold {
+            by: by.to_owned(),
+            why: why.to_owned(),
+            at: self.now,
+        };
         self.state.holds.insert(name.to_owned(), hold);
         if let Phase::Soaking { stage } = self.state.phase {
             self.enter(Phase::Held { stage });
@@ -473,12 +676,23 @@ impl<'a> Draft<'a> {
         match self.state.phase {
             Phase::Held { stage } => {
                 // Time held does not use up the stage's limit.
-                self.state.stage_since = self.state.stage_since.after(self.now.since(self.state.since));
+                self.state.stage_since = self
+                    .state
+                    .stage_since
+                    .after(self.now.since(self.state.since));
                 self.state.heard = self.now;
                 self.enter(Phase::Soaking { stage });
                 Ok(Some(self))
             }
-            Phase::Warming if !self.rollout.pending().iter().any(|i| matches!(i.effect, Effect::Prepare(_))) => self.shift(0),
+            Phase::Warming
+                if !self
+                    .rollout
+                    .pending()
+                    .iter()
+                    .any(|i| matches!(i.effect, Effect::Prepare(_))) =>
+            {
+                self.shift(0)
+            }
             _ => Ok(Some(self)),
         }
     }
@@ -486,7 +700,11 @@ impl<'a> Draft<'a> {
     fn promote(mut self) -> Decision<'a> {
         self.enter(Phase::Promoting);
         let epoch = self.state.split.epoch.next();
-        self.state.split = Split::steady(Some(self.rollout.id().clone()), self.rollout.candidate().clone(), epoch);
+        self.state.split = Split::steady(
+            Some(self.rollout.id().clone()),
+            self.rollout.candidate().clone(),
+            epoch,
+        );
         self.route(Direction::Promote);
         Ok(Some(self))
     }
@@ -502,26 +720,38 @@ impl<'a> Draft<'a> {
             self.state.split.epoch.next(),
         );
         if self.state.routed.is_none() {
-            self.effects.push(self.notice(true, format!("blocked: {text}")));
+            self.effects
+                .push(self.notice(true, format!("blocked: {text}")));
             return self.finish(Phase::Blocked);
         }
-        self.enter(Phase::RollingBack { part: Recovery::Redirecting });
+        self.enter(Phase::RollingBack {
+            part: Recovery::Redirecting,
+        });
         self.route(Direction::Back);
-        self.effects.push(self.notice(true, format!("rolling back: {text}")));
+        self.effects
+            .push(self.notice(true, format!("rolling back: {text}")));
         Ok(Some(self))
     }
 
     fn drain(mut self) -> Decision<'a> {
         self.done_routing();
-        self.enter(Phase::RollingBack { part: Recovery::Draining });
+        self.enter(Phase::RollingBack {
+            part: Recovery::Draining,
+        });
         let deadline = self.rollout.plan().spec().recovery.drain;
-        self.effects.push(Effect::Drain { version: self.rollout.candidate().clone(), deadline });
+        self.effects.push(Effect::Drain {
+            version: self.rollout.candidate().clone(),
+            deadline,
+        });
         Ok(Some(self))
     }
 
     fn retire(mut self) -> Decision<'a> {
-        self.enter(Phase::RollingBack { part: Recovery::Retiring });
-        self.effects.push(Effect::Retire(self.rollout.candidate().clone()));
+        self.enter(Phase::RollingBack {
+            part: Recovery::Retiring,
+        });
+        self.effects
+            .push(Effect::Retire(self.rollout.candidate().clone()));
         Ok(Some(self))
     }
 
@@ -529,11 +759,16 @@ impl<'a> Draft<'a> {
     fn finish(mut self, end: Phase) -> Decision<'a> {
         self.enter(end);
         match end {
-            Phase::Promoted => self.effects.push(Effect::Retire(self.rollout.baseline().clone())),
+            Phase::Promoted => self
+                .effects
+                .push(Effect::Retire(self.rollout.baseline().clone())),
             Phase::Blocked if self.state.prepared => {
-                self.effects.push(Effect::Retire(self.rollout.candidate().clone()));
+                self.effects
+                    .push(Effect::Retire(self.rollout.candidate().clone()));
             }
-            Phase::RolledBack => self.effects.push(self.notice(false, "rolled back".to_owned())),
+            Phase::RolledBack => self
+                .effects
+                .push(self.notice(false, "rolled back".to_owned())),
             _ => {}
         }
         self.route(Direction::End);

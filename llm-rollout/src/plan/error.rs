@@ -1,7 +1,7 @@
 //! Where a plan is wrong, what is wrong there, and what to write instead.
 
-use toml::de::{DeTable, DeValue};
 use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 /// Why a plan was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -16,24 +16,43 @@ pub struct PlanError {
 
 impl PlanError {
     pub(super) fn new(path: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self { path: Some(path.into()), at: None, problem: problem.into() }
+        Self {
+            path: Some(path.into()),
+            at: None,
+            problem: problem.into(),
+        }
     }
 
     pub(super) fn toml(text: &str, error: &toml::de::Error) -> Self {
         let at = error.span().map(|span| position(text, span.start));
-        Self { path: None, at, problem: error.message().to_owned() }
+        Self {
+            path: None,
+            at,
+            problem: error.message().to_owned(),
+        }
     }
 
     pub(super) fn json(error: &serde_json::Error) -> Self {
         // serde_json ends its message with the position, which is said in front here.
         let message = error.to_string();
-        let problem = message.rsplit_once(" at line ").map_or(message.as_str(), |(what, _)| what).to_owned();
-        Self { path: None, at: Some((error.line(), error.column())), problem }
+        let problem = message
+            .rsplit_once(" at line ")
+            .map_or(message.as_str(), |(what, _)| what)
+            .to_owned();
+        Self {
+            path: None,
+            at: Some((error.line(), error.column())),
+            problem,
+        }
     }
 
     /// Adds the position of the path in the TOML text that it came from.
     pub(super) fn located(mut self, text: &str) -> Self {
-        self.at = self.path.as_deref().and_then(|path| find(text, path)).map(|offset| position(text, offset));
+        self.at = self
+            .path
+            .as_deref()
+            .and_then(|path| find(text, path))
+            .map(|offset| position(text, offset));
         self
     }
 
@@ -48,8 +67,15 @@ impl PlanError {
     }
 
     fn place(&self) -> String {
-        let at = self.at.map(|(line, column)| format!("line {line}, column {column}: ")).unwrap_or_default();
-        let path = self.path.as_deref().map(|path| format!("{path}: ")).unwrap_or_default();
+        let at = self
+            .at
+            .map(|(line, column)| format!("line {line}, column {column}: "))
+            .unwrap_or_default();
+        let path = self
+            .path
+            .as_deref()
+            .map(|path| format!("{path}: "))
+            .unwrap_or_default();
         at + &path
     }
 }
@@ -61,7 +87,12 @@ fn find(text: &str, path: &str) -> Option<usize> {
     let mut here: Option<&Spanned<DeValue<'_>>> = None;
     for part in path.split(['.', '[']) {
         let next = if let Some(index) = part.strip_suffix(']') {
-            here.and_then(|value| value.get_ref().as_array()?.get(index.parse::<usize>().ok()?))
+            here.and_then(|value| {
+                value
+                    .get_ref()
+                    .as_array()?
+                    .get(index.parse::<usize>().ok()?)
+            })
         } else {
             let table = match here {
                 None => Some(table.get_ref()),
@@ -79,6 +110,10 @@ fn find(text: &str, path: &str) -> Option<usize> {
 fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().map_or(0, |last| last.chars().count()) + 1;
+    let column = before
+        .rsplit('\n')
+        .next()
+        .map_or(0, |last| last.chars().count())
+        + 1;
     (line, column)
 }

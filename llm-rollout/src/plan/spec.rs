@@ -124,7 +124,8 @@ pub struct StageSpec {
 impl StageSpec {
     /// Longest time in the stage.
     pub fn longest(&self) -> Duration {
-        self.limit.unwrap_or_else(|| self.dwell.saturating_mul(4).max(Duration::from_secs(600)))
+        self.limit
+            .unwrap_or_else(|| self.dwell.saturating_mul(4).max(Duration::from_secs(600)))
     }
 }
 
@@ -135,6 +136,10 @@ impl StageSpec {
 pub struct Exposure(pub Share);
 
 impl Exposure {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "the signature that serde's `skip_serializing_if` asks for"
+    )]
     fn is_none(&self) -> bool {
         self.0 == Share::NONE
     }
@@ -180,7 +185,10 @@ pub struct Triggers {
 
 impl Default for Triggers {
     fn default() -> Self {
-        Self { candidate_silent: Duration::from_secs(60), no_verdict: Duration::from_secs(600) }
+        Self {
+            candidate_silent: Duration::from_secs(60),
+            no_verdict: Duration::from_secs(600),
+        }
     }
 }
 
@@ -196,7 +204,9 @@ pub struct RecoverySpec {
 
 impl Default for RecoverySpec {
     fn default() -> Self {
-        Self { drain: Duration::from_secs(60) }
+        Self {
+            drain: Duration::from_secs(60),
+        }
     }
 }
 
@@ -295,15 +305,23 @@ mod limit {
     #[derive(Deserialize)]
     struct Words(#[serde(with = "super::words")] Duration);
 
-    #[expect(clippy::ref_option, reason = "the signature that serde's `with` asks for")]
-    pub(super) fn serialize<S: Serializer>(value: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+    #[expect(
+        clippy::ref_option,
+        reason = "the signature that serde's `with` asks for"
+    )]
+    pub(super) fn serialize<S: Serializer>(
+        value: &Option<Duration>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         match value {
             Some(value) => super::words::serialize(value, to),
             None => to.serialize_none(),
         }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Duration>, D::Error> {
         Ok(Some(Words::deserialize(from)?.0))
     }
 }
@@ -317,25 +335,47 @@ impl PlanSpec {
     pub(super) fn check(&self) -> Result<(), PlanError> {
         let inside = |x: f64| x > 0.0 && x < 1.0;
         if !inside(self.alpha) {
-            return wrong("alpha", format!("{} is no probability: give a number between 0 and 1, such as 0.05", self.alpha));
+            return wrong(
+                "alpha",
+                format!(
+                    "{} is no probability: give a number between 0 and 1, such as 0.05",
+                    self.alpha
+                ),
+            );
         }
         if let Some(pause) = self.pause_alpha
             && !(inside(pause) && pause > self.alpha)
         {
-            return wrong("pause_alpha", format!("{pause} must lie between alpha ({}) and 1: a freeze comes before a rollback", self.alpha));
+            return wrong(
+                "pause_alpha",
+                format!(
+                    "{pause} must lie between alpha ({}) and 1: a freeze comes before a rollback",
+                    self.alpha
+                ),
+            );
         }
         if let PassSpec::NonInferior { margin, beta } = self.pass
             && !(margin > 0.0 && margin.is_finite() && inside(beta))
         {
-            return wrong("pass", format!("margin {margin} must be above 0 and beta {beta} between 0 and 1"));
+            return wrong(
+                "pass",
+                format!("margin {margin} must be above 0 and beta {beta} between 0 and 1"),
+            );
         }
-        for (path, value) in [("look_every", self.look_every), ("lease.ttl", self.lease.ttl), ("lease.renew_every", self.lease.renew_every)] {
+        for (path, value) in [
+            ("look_every", self.look_every),
+            ("lease.ttl", self.lease.ttl),
+            ("lease.renew_every", self.lease.renew_every),
+        ] {
             if value < Duration::from_millis(10) {
                 return wrong(path, "must be at least 10ms");
             }
         }
         if self.lease.ttl <= self.lease.renew_every.saturating_mul(2) {
-            return wrong("lease.ttl", "must be more than twice renew_every, or one lost renewal lapses the share");
+            return wrong(
+                "lease.ttl",
+                "must be more than twice renew_every, or one lost renewal lapses the share",
+            );
         }
         self.check_gates()?;
         self.check_stages()
@@ -345,47 +385,93 @@ impl PlanSpec {
         let mut weight = 0.0;
         for (i, gate) in self.gates.iter().enumerate() {
             if !self.metrics.contains_key(&gate.metric) {
-                let known = self.metrics.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-                let known = if known.is_empty() { "none".to_owned() } else { known };
-                return wrong(format!("gates[{i}].metric"), format!("{:?} is not a metric of this plan; [metrics] has: {known}", gate.metric));
+                let known = self
+                    .metrics
+                    .keys()
+                    .map(String::as_str)
+                    .collect::<Vec<_>>()
+                    .join(", ");
+                let known = if known.is_empty() {
+                    "none".to_owned()
+                } else {
+                    known
+                };
+                return wrong(
+                    format!("gates[{i}].metric"),
+                    format!(
+                        "{:?} is not a metric of this plan; [metrics] has: {known}",
+                        gate.metric
+                    ),
+                );
             }
             if self.gates[..i].iter().any(|g| g.metric == gate.metric) {
-                return wrong(format!("gates[{i}].metric"), format!("{:?} already has a gate", gate.metric));
+                return wrong(
+                    format!("gates[{i}].metric"),
+                    format!("{:?} already has a gate", gate.metric),
+                );
             }
             if !(gate.weight > 0.0 && gate.weight <= 1.0) {
-                return wrong(format!("gates[{i}].weight"), format!("{} must be above 0 and at most 1", gate.weight));
+                return wrong(
+                    format!("gates[{i}].weight"),
+                    format!("{} must be above 0 and at most 1", gate.weight),
+                );
             }
             if !(gate.margin >= 0.0 && gate.margin.is_finite()) {
-                return wrong(format!("gates[{i}].margin"), format!("{} must be 0 or more: 0.2 tolerates 20 % more", gate.margin));
+                return wrong(
+                    format!("gates[{i}].margin"),
+                    format!("{} must be 0 or more: 0.2 tolerates 20 % more", gate.margin),
+                );
             }
             if matches!(gate.action, Action::Block) {
-                return wrong(format!("gates[{i}].action"), "\"block\" belongs to pre_flight; a live gate does \"rollback\", \"hold\" or \"warn\"");
+                return wrong(
+                    format!("gates[{i}].action"),
+                    "\"block\" belongs to pre_flight; a live gate does \"rollback\", \"hold\" or \"warn\"",
+                );
             }
             weight += gate.weight;
         }
         if weight > 1.0 + 1e-9 {
-            return wrong("gates", format!("the weights share one alpha and may sum to at most 1, not {weight}"));
+            return wrong(
+                "gates",
+                format!("the weights share one alpha and may sum to at most 1, not {weight}"),
+            );
         }
         Ok(())
     }
 
     fn check_stages(&self) -> Result<(), PlanError> {
         if self.stages.is_empty() {
-            return wrong("stages", "a plan needs at least one stage: [[stages]] with serve and dwell");
+            return wrong(
+                "stages",
+                "a plan needs at least one stage: [[stages]] with serve and dwell",
+            );
         }
         let mut before = Share::NONE;
         for (i, stage) in self.stages.iter().enumerate() {
             let (serve, control) = (stage.serve.0, stage.control.0);
             if serve <= before {
-                return wrong(format!("stages[{i}].serve"), format!("{serve} does not grow: the stage before serves {before}"));
+                return wrong(
+                    format!("stages[{i}].serve"),
+                    format!("{serve} does not grow: the stage before serves {before}"),
+                );
             }
-            if control.basis_points() > 5_000 || control.basis_points() + serve.basis_points() > 10_000 {
-                return wrong(format!("stages[{i}].control"), format!("{control} is too much: at most 50 %, and no more than the candidate leaves"));
+            if control.basis_points() > 5_000
+                || control.basis_points() + serve.basis_points() > 10_000
+            {
+                return wrong(
+                    format!("stages[{i}].control"),
+                    format!(
+                        "{control} is too much: at most 50 %, and no more than the candidate leaves"
+                    ),
+                );
             }
             if let Some(limit) = stage.limit
                 && limit < stage.dwell
             {
-                return wrong(format!("stages[{i}].limit"), "is shorter than the dwell: the stage could never pass");
+                return wrong(
+                    format!("stages[{i}].limit"),
+                    "is shorter than the dwell: the stage could never pass",
+                );
             }
             before = serve;
         }
