@@ -105,7 +105,7 @@ pub struct OutputField {
     #[serde(default)]
     pub required: bool,
     /// JSON types it can take.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub types: BTreeSet<String>,
 }
 
