@@ -22,8 +22,13 @@ pub struct LiveGate {
     /// Tolerated relative harm, in [0, 100]: 0.1 means that a rate up to 1.1 times the baseline's is no harm.
     #[serde(default)]
     pub margin: f64,
-    /// What evidence of harm does: rollback, hold or warn.
+    /// What evidence of harm does: rollback (where not written), hold or warn.
+    #[serde(default = "rollback")]
     pub action: Action,
+}
+
+fn rollback() -> Action {
+    Action::Rollback
 }
 
 impl LiveGate {
