@@ -2,3 +2,6 @@
 #![deny(missing_docs)]
 
 pub mod host;
+pub mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
