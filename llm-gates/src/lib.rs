@@ -8,12 +8,16 @@
 #![deny(missing_docs)]
 #![expect(
     clippy::doc_markdown,
-    reason = "formulas read better without back-ticks around every symbol"
+    clippy::many_single_char_names,
+    clippy::similar_names,
+    reason = "formulas read better in the letters of their papers"
 )]
 
 mod counts;
+pub mod fixed;
 mod limits;
 mod live;
+mod moments;
 mod numbers;
 mod rate_ratio;
 pub mod special;
@@ -26,6 +30,7 @@ pub use live::{
     Arm, BadGatePlan, BadWindow, Evidence, GateEvidence, GatePlan, Increment, Judgement, LiveGate,
     PassWhen, Window,
 };
+pub use moments::Moments;
 pub use rate_ratio::{Alternative, BadRateRatio, Grid, RateRatio};
 pub use table::{
     BadGateTable, Bound, Criterion, GateTable, Measurement, Measurements, Sample, TableGate,

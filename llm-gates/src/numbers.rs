@@ -8,3 +8,33 @@ pub(crate) fn log_sum_exp(v: &[f64]) -> f64 {
     }
     max + libm::log(v.iter().map(|x| libm::exp(x - max)).sum())
 }
+
+/// ln(1 - exp(x)) for x <= 0 (Maechler 2012).
+pub(crate) fn ln_1m_exp(x: f64) -> f64 {
+    if x > -std::f64::consts::LN_2 {
+        libm::log(-libm::expm1(x))
+    } else {
+        libm::log1p(-libm::exp(x))
+    }
+}
+
+/// ln(1 + exp(x)).
+pub(crate) fn softplus(x: f64) -> f64 {
+    if x > 0.0 {
+        x + libm::log1p(libm::exp(-x))
+    } else {
+        libm::log1p(libm::exp(x))
+    }
+}
+
+/// The whole number below, 0 for what is negative or NaN, at most `u64::MAX`.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates, which is what is wanted")]
+pub(crate) const fn whole(x: f64) -> u64 {
+    x as u64
+}
+
+/// The same as an index.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates, which is what is wanted")]
+pub(crate) const fn index(x: f64) -> usize {
+    x as usize
+}

@@ -15,12 +15,30 @@ use std::path::PathBuf;
 use llm_gates::{Counts, Grid, RateRatio};
 use serde_json::Value;
 
+#[path = "kinds/fixed.rs"]
+mod fixed;
+
 /// Values by name, or why there are none.
 type Answer = Option<Vec<(&'static str, Value)>>;
 
 fn number(args: &Value, name: &str) -> f64 {
     args[name]
         .as_f64()
+        .unwrap_or_else(|| panic!("argument `{name}` of {args}"))
+}
+
+fn numbers(args: &Value, name: &str) -> Vec<f64> {
+    args[name]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|v| v.as_f64().unwrap())
+        .collect()
+}
+
+fn count(args: &Value, name: &str) -> u64 {
+    args[name]
+        .as_u64()
         .unwrap_or_else(|| panic!("argument `{name}` of {args}"))
 }
 
@@ -64,11 +82,11 @@ fn answer(file: &str, kind: &str, args: &Value) -> Answer {
             .unwrap();
             vec![("log_e", rate_ratio(args, process).into())]
         }
-        _ => return None,
+        _ => return fixed::answer(file, kind, args),
     })
 }
 
-/// Worst error relative to the tolerance, over all numbers of the expected value.
+/// Worst relative error (where the tolerance is relative) over all numbers of the expected value.
 fn compare(expected: &Value, got: &Value, rtol: f64, atol: f64) -> Result<f64, String> {
     match (expected, got) {
         (Value::Array(e), Value::Array(g)) if e.len() == g.len() => {
@@ -80,7 +98,8 @@ fn compare(expected: &Value, got: &Value, rtol: f64, atol: f64) -> Result<f64, S
             let (e, g) = (e.as_f64().unwrap(), g.as_f64().unwrap());
             let allowed = atol + rtol * e.abs();
             if (e - g).abs() <= allowed {
-                Ok((e - g).abs() / e.abs().max(1e-300))
+                Ok((e - g).abs()
+                    / (e.abs() + if rtol > 0.0 { atol / rtol } else { atol }).max(1e-300))
             } else {
                 Err(format!("expected {e}, got {g}"))
             }
