@@ -1,0 +1,529 @@
+//! The controller: decide, append, apply, carry out, feed back.
+//!
+//! On start it acquires a new fence, replays the log and reads the routers back, and only then acts. It is the only writer of
+//! the endpoint's log; whoever acquires after it stops it. [`Controller::turn`] is one pass and returns how long nothing is due.
+
+mod jobs;
+mod routers;
+
+use crate::endpoint::{CommandError, Status, SubmitError};
+use crate::host::{
+    Clock, Error, ErrorKind, Evaluator, MetricSource, Notifier, Owned, Query, Result, ServingBackend, StateStore,
+    TrafficRouter,
+};
+use crate::journal::{Checkpoint, Entry, Event, Ledger};
+use jobs::{Finished, Jobs};
+use llm_rollout::{
+    Command, Direction, Effect, EndpointId, Fence, Input, Look, Observed, Phase, Plan, Position, Recovery, Rejected,
+    Rollout, RolloutId, Seq, Step, Timestamp,
+};
+use llm_version_core::VersionId;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// What the controller drives.
+#[derive(Debug, Clone)]
+pub(crate) struct Parts {
+    pub(crate) endpoint: EndpointId,
+    pub(crate) store: Arc<dyn StateStore>,
+    pub(crate) routers: Vec<Arc<dyn TrafficRouter>>,
+    pub(crate) source: Arc<dyn MetricSource>,
+    pub(crate) backend: Option<Arc<dyn ServingBackend>>,
+    pub(crate) evaluator: Option<Arc<dyn Evaluator>>,
+    pub(crate) notifiers: Vec<Arc<dyn Notifier>>,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// What an endpoint's handles ask for.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// A new rollout, or one that is known already.
+    Submit {
+        id: RolloutId,
+        candidate: VersionId,
+        plan: Box<Plan>,
+        reply: oneshot::Sender<std::result::Result<(), SubmitError>>,
+    },
+    /// An operator's command; answered once it is logged, or a router has accepted what it means.
+    Command {
+        rollout: RolloutId,
+        command: Command,
+        reply: oneshot::Sender<std::result::Result<(), CommandError>>,
+    },
+    /// Something has changed in the data plane: read the routers back now.
+    Wake,
+}
+
+/// Longest time between two turns.
+const IDLE: Duration = Duration::from_secs(5);
+/// How often routers are asked while something waits for their confirmation.
+const CONFIRM: Duration = Duration::from_millis(100);
+/// How long after a failed store call the next one is tried.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(crate) struct Controller {
+    parts: Parts,
+    fence: Fence,
+    ledger: Ledger,
+    jobs: Jobs,
+    status: watch::Sender<Status>,
+    /// All routers have been read back under this fence: forward steps may be taken.
+    active: bool,
+    /// Whether a promotion or a retirement may be in the log without our knowing.
+    doubt: Option<Doubt>,
+    store_down_since: Option<Timestamp>,
+    next_look: Option<Timestamp>,
+    next_round: Timestamp,
+    source_failed: bool,
+}
+
+/// An append whose outcome is unknown: nothing goes forward until the log has been read again.
+#[derive(Debug)]
+struct Doubt {
+    /// Going back without the log is no longer allowed: the entry promotes, or ends.
+    binding: bool,
+    /// What to decide again, should the entry not be there.
+    input: Option<Input>,
+    retry_at: Timestamp,
+}
+
+impl Controller {
+    /// Acquires the endpoint and replays its log.
+    ///
+    /// # Errors
+    /// The store cannot be reached, or an entry is damaged (named; nothing is overwritten).
+    pub(crate) async fn start(parts: Parts, bootstrap: &VersionId) -> Result<(Self, watch::Receiver<Status>)> {
+        let Owned { fence, .. } = parts.store.acquire(&parts.endpoint).await?;
+        let now = parts.clock.now();
+        let (status, watching) = watch::channel(Status::default());
+        let mut controller = Self {
+            jobs: Jobs::new(parts.clone()),
+            parts,
+            fence,
+            ledger: Ledger::default(),
+            status,
+            active: false,
+            doubt: None,
+            store_down_since: None,
+            next_look: None,
+            next_round: now,
+            source_failed: false,
+        };
+        controller.read_log().await?;
+        if controller.ledger.production.is_none() {
+            let event = Event::Bootstrapped { version: bootstrap.clone(), at: now };
+            controller.append(event).await?;
+        }
+        controller.publish();
+        Ok((controller, watching))
+    }
+
+    /// What replicas serve as far as the log says.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Runs until it is fenced out or every handle is gone.
+    pub(crate) async fn run(mut self, mut mailbox: mpsc::Receiver<Message>) {
+        loop {
+            let pause = match self.turn().await {
+                Ok(pause) => pause,
+                Err(error) => {
+                    // Only the newest fence may act; a damaged log must not be acted upon.
+                    self.status.send_modify(|status| status.stopped = Some(Arc::new(error)));
+                    return;
+                }
+            };
+            let clock = Arc::clone(&self.parts.clock);
+            tokio::select! {
+                message = mailbox.recv() => match message {
+                    Some(message) => {
+                        if let Err(error) = self.receive(message).await {
+                            self.status.send_modify(|status| status.stopped = Some(Arc::new(error)));
+                            return;
+                        }
+                    }
+                    None => return,
+                },
+                () = self.jobs.finished() => {}
+                () = clock.sleep(pause) => {}
+            }
+        }
+    }
+
+    /// One pass over everything that is due; returns how long nothing else is.
+    ///
+    /// # Errors
+    /// Fenced out, or the log is damaged: it must stop. Everything else is tried again.
+    pub(crate) async fn turn(&mut self) -> Result<Duration> {
+        let now = self.now();
+        if let Some(doubt) = &self.doubt {
+            if now < doubt.retry_at {
+                // Leases are renewed, and going back stays possible, while the store is down.
+                self.renew_only().await?;
+                return Ok(CONFIRM.min(STORE_RETRY));
+            }
+            if !self.resolve_doubt().await? {
+                return Ok(CONFIRM);
+            }
+        }
+        self.collect_jobs().await?;
+        if now >= self.next_round || self.awaits_routers() {
+            let routers = self.routers_round().await?;
+            if self.doubt.is_none() {
+                self.feed(Input::Found { fence: self.fence, routers }).await?;
+            }
+            let every = self.rollout().map_or(IDLE, |r| r.plan().spec().lease.renew_every);
+            self.next_round = self.now().after(every.min(IDLE));
+        }
+        if self.active && self.doubt.is_none() {
+            if matches!(self.rollout().map(Rollout::phase), Some(Phase::Planned)) {
+                self.feed(Input::Start).await?;
+            }
+            self.look().await?;
+            self.feed(Input::Tick).await?;
+            self.begin_jobs();
+        }
+        Ok(self.pause())
+    }
+
+    /// Something that a handle asked for.
+    ///
+    /// # Errors
+    /// As [`Self::turn`].
+    pub(crate) async fn receive(&mut self, message: Message) -> Result<()> {
+        match message {
+            Message::Submit { id, candidate, plan, reply } => {
+                let answer = self.submit(id, candidate, *plan).await?;
+                // A caller that has gone away needs no answer.
+                drop(reply.send(answer));
+            }
+            Message::Command { rollout, command, reply } => {
+                let answer = self.command(&rollout, command).await?;
+                drop(reply.send(answer));
+            }
+            Message::Wake => self.next_round = self.now(),
+        }
+        Ok(())
+    }
+
+    async fn submit(
+        &mut self,
+        id: RolloutId,
+        candidate: VersionId,
+        plan: Plan,
+    ) -> Result<std::result::Result<(), SubmitError>> {
+        if self.doubt.is_some() && !self.resolve_doubt().await? {
+            return Ok(Err(SubmitError::StoreUnavailable));
+        }
+        if let Some(known) = self.rollout().filter(|r| *r.id() == id) {
+            let same = *known.candidate() == candidate;
+            return Ok(if same { Ok(()) } else { Err(SubmitError::OtherCandidate(id)) });
+        }
+        if let Some(end) = self.ledger.ended.get(&id) {
+            return Ok(if end.candidate == candidate { Ok(()) } else { Err(SubmitError::OtherCandidate(id)) });
+        }
+        if let Some(busy) = self.rollout().filter(|r| !r.is_settled()) {
+            return Ok(Err(SubmitError::Busy(busy.id().clone())));
+        }
+        let Some(production) = self.ledger.production.clone() else {
+            return Ok(Err(SubmitError::StoreUnavailable));
+        };
+        if plan.spec().pre_flight.is_some() && self.parts.evaluator.is_none() {
+            return Ok(Err(SubmitError::NoEvaluator));
+        }
+        if let Some(router) = self.parts.routers.iter().find(|r| !routers::is_safe(&***r)) {
+            return Ok(Err(SubmitError::UnsafeRouter(router.id().clone())));
+        }
+        let salt = xxhash_rust::xxh3::xxh3_64(format!("{}/{id}", self.parts.endpoint).as_bytes());
+        let rollout = Rollout::new(id, production, candidate, plan, salt, self.ledger.epoch, self.now());
+        match self.append(Event::Submitted { rollout: Box::new(rollout) }).await {
+            Ok(()) => {
+                self.next_look = None;
+                self.publish();
+                Ok(Ok(()))
+            }
+            Err(error) if error.kind() == ErrorKind::Fenced => Err(error),
+            Err(_) => {
+                self.in_doubt(false, None);
+                Ok(Err(SubmitError::StoreUnavailable))
+            }
+        }
+    }
+
+    async fn command(
+        &mut self,
+        id: &RolloutId,
+        command: Command,
+    ) -> Result<std::result::Result<(), CommandError>> {
+        if self.rollout().is_none_or(|r| r.id() != id) {
+            return Ok(Err(CommandError::NotInProgress(id.clone())));
+        }
+        match self.decide(Input::Operator(command)) {
+            Err(rejected) => Ok(Err(CommandError::Rejected(rejected))),
+            Ok(None) => Ok(Ok(())),
+            Ok(Some(step)) => {
+                let accepted = self.take(step, None).await?;
+                Ok(if accepted { Ok(()) } else { Err(CommandError::StoreUnavailable) })
+            }
+        }
+    }
+
+    /// Feeds one input; rejections are no news here (a late answer, a verdict about an older epoch).
+    async fn feed(&mut self, input: Input) -> Result<()> {
+        if self.doubt.is_some() {
+            return Ok(());
+        }
+        // Until every router has been read back, only what goes back may be decided.
+        let Ok(Some(step)) = self.decide(input) else { return Ok(()) };
+        if !self.active && step.state.phase.stage().is_some() {
+            return Ok(());
+        }
+        self.take(step, None).await?;
+        Ok(())
+    }
+
+    fn decide(&self, input: Input) -> std::result::Result<Option<Step>, Rejected> {
+        self.rollout().map_or(Ok(None), |r| r.decide(self.ledger.next, self.now(), input))
+    }
+
+    /// Logs a step and folds it in. `false`: it is not in the log for certain; where it goes back, the routers have been told.
+    async fn take(&mut self, step: Step, checkpoint: Option<Checkpoint>) -> Result<bool> {
+        let back = is_back(&step);
+        let binding = is_binding(&step);
+        let event = Event::Stepped { step: Box::new(step.clone()), checkpoint };
+        match self.append(event).await {
+            Ok(()) => {
+                if self.awaits_routers() {
+                    self.next_round = self.now();
+                }
+                self.publish();
+                Ok(true)
+            }
+            Err(error) if error.kind() == ErrorKind::Fenced => Err(error),
+            Err(_) => {
+                // Going back does not wait for the store, as long as nothing binding is logged or in doubt.
+                let free = self.may_go_back_unlogged() && !binding;
+                let accepted = back && free && self.emergency(&step).await;
+                self.in_doubt(binding, Some(step.input));
+                Ok(accepted)
+            }
+        }
+    }
+
+    fn may_go_back_unlogged(&self) -> bool {
+        let exposed = matches!(
+            self.rollout().map(Rollout::phase),
+            Some(Phase::Shifting { .. } | Phase::Soaking { .. } | Phase::Held { .. })
+        );
+        exposed && !self.doubt.as_ref().is_some_and(|d| d.binding)
+    }
+
+    fn in_doubt(&mut self, binding: bool, input: Option<Input>) {
+        let now = self.now();
+        self.store_down_since.get_or_insert(now);
+        let binding = binding || self.doubt.as_ref().is_some_and(|d| d.binding);
+        self.doubt = Some(Doubt { binding, input, retry_at: now.after(STORE_RETRY) });
+    }
+
+    /// Reads the log again after an append whose outcome is unknown; then decides again what may be missing.
+    async fn resolve_doubt(&mut self) -> Result<bool> {
+        let before = self.ledger.next;
+        match self.read_log().await {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::Transient => {
+                if let Some(doubt) = &mut self.doubt {
+                    doubt.retry_at = self.parts.clock.now().after(STORE_RETRY);
+                }
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
+        self.store_down_since = None;
+        let again = self.doubt.take().and_then(|doubt| doubt.input);
+        self.publish();
+        if self.ledger.next == before
+            && let Some(input) = again
+            && let Ok(Some(step)) = self.decide(input)
+        {
+            self.take(step, None).await?;
+        }
+        Ok(self.doubt.is_none())
+    }
+
+    /// One look: read the source, judge, read the routers back, decide; evidence and decision in one append.
+    async fn look(&mut self) -> Result<()> {
+        let now = self.now();
+        let Some(rollout) = self.rollout() else { return Ok(()) };
+        let (Phase::Soaking { stage } | Phase::Held { stage }) = rollout.phase() else {
+            self.next_look = None;
+            return Ok(());
+        };
+        let spec = rollout.plan().spec();
+        let every = spec.look_every;
+        let (metrics, candidate, baseline) =
+            (spec.metrics.clone(), rollout.candidate().clone(), rollout.baseline().clone());
+        let epoch = rollout.state().split.epoch;
+        let gates = rollout.plan().gate_plan(stage);
+        let query = Query { metrics: &metrics, epoch, candidate: &candidate, baseline: &baseline };
+        let source = Arc::clone(&self.parts.source);
+
+        let Some(mut checkpoint) = self.ledger.checkpoint.clone().filter(|c| c.epoch == epoch) else {
+            // The epoch is confirmed and has no cursor yet: windows begin now.
+            if let Ok(cursor) = source.open(query, now).await {
+                let evidence = self.ledger.checkpoint.take().map(|c| c.evidence).unwrap_or_default();
+                self.ledger.checkpoint = Some(Checkpoint { evidence, cursor, epoch });
+                self.next_look = Some(now.after(every));
+            }
+            return Ok(());
+        };
+        if self.next_look.is_some_and(|due| now < due) {
+            return Ok(());
+        }
+        self.next_look = Some(now.after(every));
+        let reading = match source.read(query, &checkpoint.cursor, now).await {
+            Ok(reading) => reading,
+            Err(error) => {
+                if error.kind() == ErrorKind::Permanent {
+                    // An earlier life of the source: what lies between counts as nothing. The evidence stays.
+                    if let Ok(cursor) = source.open(query, now).await {
+                        self.ledger.checkpoint = Some(Checkpoint { cursor, ..checkpoint });
+                        return Ok(());
+                    }
+                }
+                self.source_failed = true;
+                return self.feed(Input::SourceFailed { reason: error.to_string() }).await;
+            }
+        };
+        self.source_failed = false;
+        let judgement = match checkpoint.evidence.observe(&gates, &reading.window) {
+            Ok(judgement) => judgement,
+            Err(bad) => return self.feed(Input::SourceFailed { reason: bad.to_string() }).await,
+        };
+        checkpoint.cursor = reading.cursor;
+        // Read back after the judgement was made: a verdict counts only if every router is still what it was.
+        let routers = self.routers_round().await?;
+        let look = Look { judgement, heartbeat: reading.heartbeat, fence: self.fence, routers };
+        if let Ok(Some(step)) = self.decide(Input::Judged(Box::new(look))) {
+            self.take(step, Some(checkpoint)).await?;
+        }
+        Ok(())
+    }
+
+    async fn collect_jobs(&mut self) -> Result<()> {
+        while let Some(Finished { intent, input, outcome }) = self.jobs.next(self.now()) {
+            if self.ledger.outbox.contains_key(&intent) {
+                if let Err(error) = self.append(Event::Delivered { intent, outcome }).await {
+                    if error.kind() == ErrorKind::Fenced {
+                        return Err(error);
+                    }
+                    self.in_doubt(false, None);
+                }
+            } else {
+                self.feed(input).await?;
+            }
+            if self.doubt.is_some() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_jobs(&mut self) {
+        let now = self.now();
+        let fence = self.fence;
+        let rollout = self.ledger.rollout.as_ref();
+        let pending = rollout.into_iter().flat_map(Rollout::pending).chain(self.ledger.outbox.values());
+        for intent in pending.filter(|i| !matches!(i.effect, Effect::Route { .. })) {
+            let at = Position { fence, seq: intent.id.seq };
+            self.jobs.begin(now, intent, at, rollout);
+        }
+    }
+
+    /// How long until something is due.
+    fn pause(&self) -> Duration {
+        let now = self.now();
+        if self.awaits_routers() || self.doubt.is_some() || !self.active {
+            return CONFIRM;
+        }
+        let due = [self.rollout().and_then(Rollout::next_wakeup), self.next_look, Some(self.next_round), self.jobs.next_try()];
+        let soonest = due.into_iter().flatten().min().unwrap_or_else(|| now.after(IDLE));
+        soonest.since(now).clamp(Duration::from_millis(5), IDLE)
+    }
+
+    fn awaits_routers(&self) -> bool {
+        self.rollout().is_some_and(|r| match r.phase() {
+            Phase::Shifting { .. } | Phase::Promoting | Phase::RollingBack { part: Recovery::Redirecting } => true,
+            phase => phase.is_end() && !r.is_settled(),
+        })
+    }
+
+    fn rollout(&self) -> Option<&Rollout> {
+        self.ledger.rollout.as_ref()
+    }
+
+    fn now(&self) -> Timestamp {
+        self.parts.clock.now()
+    }
+
+    async fn append(&mut self, event: Event) -> Result<()> {
+        let entry = Entry::new(event);
+        let seq = self.ledger.next;
+        let bytes = entry
+            .encode()
+            .map_err(|e| Error::permanent(format!("entry {seq} cannot be written as JSON")).because(e))?;
+        // The split as it will be once the entry is folded in, in the same commit.
+        let mut after = self.ledger.clone();
+        after
+            .fold(&self.parts.endpoint, seq, &entry)
+            .map_err(|e| Error::permanent(e.to_string()))?;
+        let split = after.split().filter(|split| Some(split) != self.ledger.split().as_ref() || seq == Seq::default());
+        self.parts.store.append(&self.parts.endpoint, self.fence, seq, &bytes, split.as_ref()).await?;
+        self.ledger = after;
+        self.store_down_since = None;
+        Ok(())
+    }
+
+    async fn read_log(&mut self) -> Result<()> {
+        loop {
+            let page = self.parts.store.read(&self.parts.endpoint, self.ledger.next).await?;
+            let empty = page.entries.is_empty();
+            for (seq, bytes) in page.entries {
+                let entry = Entry::decode(&self.parts.endpoint, seq, &bytes).map_err(|e| Error::permanent(e.to_string()))?;
+                self.ledger
+                    .fold(&self.parts.endpoint, seq, &entry)
+                    .map_err(|e| Error::permanent(e.to_string()))?;
+            }
+            if !page.more || empty {
+                return Ok(());
+            }
+        }
+    }
+
+    fn publish(&self) {
+        self.status.send_modify(|status| {
+            status.fence = self.fence;
+            status.ledger = Arc::new(self.ledger.clone());
+        });
+    }
+}
+
+fn is_back(step: &Step) -> bool {
+    step.intents.iter().any(|i| matches!(i.effect, Effect::Route { direction: Direction::Back, .. }))
+}
+
+/// After it is logged, or may be, there is no going back without the log.
+fn is_binding(step: &Step) -> bool {
+    step.intents.iter().any(|i| {
+        matches!(i.effect, Effect::Route { direction: Direction::Promote | Direction::End, .. } | Effect::Retire(_))
+    })
+}
+
+impl Controller {
+    /// What the routers said in this round; a router that has never answered under this fence keeps the controller inactive.
+    fn note_round(&mut self, routers: &Observed) {
+        self.active = self.active || routers.iter().all(|(_, state)| state.is_some());
+    }
+}

@@ -1,0 +1,102 @@
+//! The routers: read back, told what the log says, renewed.
+
+use super::Controller;
+use crate::host::{ErrorKind, Result, Support, TrafficRouter};
+use futures_util::future::join_all;
+use llm_rollout::{Direction, Fence, Observed, Order, Position, Rollout, RouterState, Step};
+use std::time::Duration;
+
+/// A router that has not answered by then is unreachable in this round.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Whether a plan that advances by itself may run on this router.
+pub(super) fn is_safe(router: &dyn TrafficRouter) -> bool {
+    let can = router.capabilities();
+    can.fencing != Support::None && can.lease != Support::None
+}
+
+impl Controller {
+    /// Reads every router back and brings it to what the log says: the order if it is behind, a renewal if it is not.
+    ///
+    /// # Errors
+    /// A router has seen a newer fence: this controller must stop.
+    pub(super) async fn routers_round(&mut self) -> Result<Observed> {
+        let now = self.now();
+        let grace = self.rollout().map(|r| r.plan().spec().lease.grace).unwrap_or_default();
+        let within_grace = self.store_down_since.is_none_or(|since| now < since.after(grace));
+        let forward = self.active && self.doubt.is_none();
+        let (fence, rollout) = (self.fence, self.rollout());
+        let round = join_all(self.parts.routers.iter().map(async |router| {
+            let answer = within(visit(&**router, fence, rollout, forward, within_grace)).await;
+            (router.id().clone(), answer)
+        }))
+        .await;
+        let mut said = Vec::with_capacity(round.len());
+        for (id, answer) in round {
+            match answer {
+                Err(error) if error.kind() == ErrorKind::Fenced => return Err(error),
+                answer => said.push((id, answer.ok())),
+            }
+        }
+        let observed = Observed::new(said);
+        self.note_round(&observed);
+        Ok(observed)
+    }
+
+    /// While an append is in doubt: nothing but renewals, within the grace.
+    ///
+    /// # Errors
+    /// As [`Self::routers_round`].
+    pub(super) async fn renew_only(&mut self) -> Result<()> {
+        if self.now() >= self.next_round {
+            self.routers_round().await?;
+            let every = self.rollout().map_or(super::IDLE, |r| r.plan().spec().lease.renew_every);
+            self.next_round = self.now().after(every.min(super::IDLE));
+        }
+        Ok(())
+    }
+
+    /// Tells the routers to go back before the log can be written. `true`: all of them have accepted it.
+    pub(super) async fn emergency(&mut self, step: &Step) -> bool {
+        let Some((seq, direction @ Direction::Back)) = step.state.routed else { return false };
+        let fence = self.fence;
+        let split = &step.state.split;
+        let round = join_all(self.parts.routers.iter().map(async |router| {
+            let clock = within(router.observe(fence)).await?.clock;
+            let order = Order { at: Position { fence, seq }, direction, split: split.clone(), clock };
+            within(router.set(&order)).await
+        }))
+        .await;
+        round.iter().all(std::result::Result::is_ok)
+    }
+}
+
+async fn within<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(ANSWER, call).await {
+        Ok(answer) => answer,
+        Err(_) => Err(crate::host::Error::transient("the router did not answer in time")),
+    }
+}
+
+async fn visit(
+    router: &dyn TrafficRouter,
+    fence: Fence,
+    rollout: Option<&Rollout>,
+    forward: bool,
+    within_grace: bool,
+) -> Result<RouterState> {
+    let state = router.observe(fence).await?;
+    let Some(order) = rollout.and_then(|r| r.order(fence, state.clock)) else { return Ok(state) };
+    let told = if state.at < order.at && (forward || order.direction == Direction::Back) {
+        router.set(&order).await
+    } else if state.at == order.at && order.direction == Direction::Forward && !state.lapsed && within_grace {
+        router.renew(order.at, state.clock).await
+    } else {
+        return Ok(state);
+    };
+    match told {
+        // Refused: what it says when it is read back tells why, and the machine decides.
+        Err(error) if error.kind() == ErrorKind::Permanent => Ok(state),
+        told => told,
+    }
+}
