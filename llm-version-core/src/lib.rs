@@ -10,6 +10,7 @@
 //! `fs` (feature `fs`, on by default, standard library only).
 #![deny(missing_docs)]
 
+mod content;
 mod contract;
 mod diff;
 mod digest;
@@ -23,9 +24,11 @@ mod manifest;
 mod metadata;
 mod name;
 mod path;
+mod safetensors;
 mod verify;
 mod version;
 
+pub use content::{FileFormat, LfsPointer, SecretFound, find_secrets};
 pub use contract::{
     Contract, EmbeddingSpace, OutputField, OutputSchema, SpecialToken, TokenizerContract,
 };
@@ -39,5 +42,6 @@ pub use manifest::{CHUNK_BYTES, Component, Draft, Manifest, ManifestError, Tenso
 pub use metadata::{Metadata, MetadataFormat};
 pub use name::{Name, ParseNameError};
 pub use path::{ComponentPath, PathConflict, PathError, check_conflicts};
+pub use safetensors::{SafetensorsError, SafetensorsHeader, TensorSpan};
 pub use verify::{Mismatch, verify};
 pub use version::{Bump, ParseVersionError, Version};

@@ -1,4 +1,5 @@
 //! The canonical form against vectors from a second implementation (`tests/vectors/make.py`), and against mutation.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use llm_version_core::{
     Component, ComponentKind, ComponentPath, Digest, Draft, Manifest, ManifestError, Name, Version,

@@ -9,14 +9,19 @@ use std::sync::atomic::AtomicBool;
 
 use thiserror::Error;
 
-use super::hash::{HashError, Hashes, Run, Want, hash_files};
-use super::problem::{Problem, ProblemKind, Warning};
+use super::hash::{HashError, Hashes, Look, Plan, Run, chunks, hash_files};
+use super::inspect::{self, HeaderError, Inspection};
+use super::problem::{Problem, ProblemKind, Warning, WarningKind};
+use super::shards::{self, Headers};
 use super::walk::{Found, Symlinks, Tree, walk};
 use super::{METADATA_FILE, OnProgress};
+use crate::content::{FileFormat, LfsPointer, SecretFound};
 use crate::json::{self, JsonError};
-use crate::kind::ComponentKind;
-use crate::manifest::{CHUNK_BYTES, Component, Draft, Manifest, ManifestError};
+use crate::kind::{ComponentKind, has_extension};
+use crate::manifest::{CHUNK_BYTES, Component, Draft, Manifest, ManifestError, Tensor};
 use crate::metadata::Metadata;
+use crate::path::ComponentPath;
+use crate::safetensors::SafetensorsHeader;
 
 /// Where dependency versions stand in the native layout.
 const DEPENDENCIES_FILE: &str = "config/dependencies.json";
@@ -40,6 +45,15 @@ pub struct BuildOptions<'a> {
     run: Run<'a>,
     symlinks: Symlinks,
     chunks: bool,
+    no_tensors: bool,
+    allow: Allow,
+}
+
+/// What the caller accepts that is refused by default.
+#[derive(Debug, Clone, Copy, Default)]
+struct Allow {
+    pickles: bool,
+    secrets: bool,
 }
 
 impl<'a> BuildOptions<'a> {
@@ -82,6 +96,28 @@ impl<'a> BuildOptions<'a> {
         self.chunks = chunks;
         self
     }
+
+    /// Whether to record a digest of every tensor of safetensors files (the default), by which a repack of the same
+    /// tensors and changes of single tensors are recognised. It costs hashing those files twice.
+    #[must_use]
+    pub const fn tensor_digests(mut self, tensors: bool) -> Self {
+        self.no_tensors = !tensors;
+        self
+    }
+
+    /// Accepts files that run code when they are loaded (pickles); they become warnings.
+    #[must_use]
+    pub const fn allow_pickles(mut self, allow: bool) -> Self {
+        self.allow.pickles = allow;
+        self
+    }
+
+    /// Accepts what looks like a secret; it becomes a warning.
+    #[must_use]
+    pub const fn allow_secrets(mut self, allow: bool) -> Self {
+        self.allow.secrets = allow;
+        self
+    }
 }
 
 impl fmt::Debug for BuildOptions<'_> {
@@ -102,6 +138,8 @@ pub struct Built {
     pub manifest: Manifest,
     /// What is allowed but worth a look, ordered by path.
     pub warnings: Vec<Warning>,
+    /// What files are by their content, where that was recognised.
+    pub formats: BTreeMap<ComponentPath, FileFormat>,
 }
 
 /// Why no manifest could be built.
@@ -264,11 +302,40 @@ pub fn build(dir: &Path, options: &BuildOptions<'_>) -> Result<Built, BuildError
         return Err(BuildError::Tree(tree.problems));
     }
     let dependencies = read_dependencies(&tree)?;
-    let chunked = |f: &Found| options.chunks && f.stamp.size > CHUNK_BYTES;
-    let want = |f: &Found| if chunked(f) { Want::Both } else { Want::Whole };
-    let results = hash_files(&tree.files, want, options.run);
+    let headers = headers(&mut tree, &kinds);
+    check_indices(&mut tree, &kinds, &headers)?;
+    let plans: Vec<Plan> = tree
+        .files
+        .iter()
+        .zip(&kinds)
+        .map(|(f, kind)| plan(f, *kind, headers.get(f.path.as_str()), options))
+        .collect();
+    let results = hash_files(&tree.files, &plans, options.run);
     let hashes = sort_out(&tree.files, results, &mut tree.problems)
         .map_err(|Cancelled| BuildError::Cancelled)?;
+    let metadata_bytes = read_small(&dir.join(METADATA_FILE), METADATA_FILE, Metadata::MAX_BYTES)?;
+    let secrets = Inspection::of_first_block(&metadata_bytes, Look::FormatAndSecrets, true);
+    judge(
+        METADATA_FILE,
+        ComponentKind::Other,
+        &secrets,
+        options.allow,
+        &mut tree.problems,
+        &mut tree.warnings,
+    );
+    for ((found, kind), hashes) in tree.files.iter().zip(&kinds).zip(&hashes) {
+        if let Some(hashes) = hashes {
+            let path = found.path.as_str();
+            judge(
+                path,
+                *kind,
+                &hashes.inspection,
+                options.allow,
+                &mut tree.problems,
+                &mut tree.warnings,
+            );
+        }
+    }
     // Whatever was listed must still be all there is.
     let after = walk(dir, options.symlinks, &|_| false).map_err(|error| BuildError::Folder {
         folder: folder(),
@@ -276,6 +343,7 @@ pub fn build(dir: &Path, options: &BuildOptions<'_>) -> Result<Built, BuildError
     })?;
     tree.problems.extend(changes(&tree.files, &after.files));
     if !tree.problems.is_empty() {
+        tree.problems.sort_by(|a, b| a.path.cmp(&b.path));
         tree.problems.dedup();
         return Err(BuildError::Tree(tree.problems));
     }
@@ -284,17 +352,36 @@ pub fn build(dir: &Path, options: &BuildOptions<'_>) -> Result<Built, BuildError
     draft.licences = metadata.licences;
     draft.lineage = metadata.lineage;
     draft.dependencies = dependencies;
+    let mut formats = BTreeMap::new();
     for ((found, kind), hashes) in tree.files.into_iter().zip(kinds).zip(hashes) {
-        let Some((hashes, digest)) = hashes.and_then(|h| h.whole.map(|d| (h, d))) else {
+        let Some((mut hashes, digest)) = hashes.and_then(|h| h.whole.map(|d| (h, d))) else {
             continue;
         };
+        if hashes.inspection.format != FileFormat::Other {
+            formats.insert(found.path.clone(), hashes.inspection.format);
+        }
+        let header = headers
+            .get(found.path.as_str())
+            .filter(|_| !options.no_tensors);
+        let count = header.map_or(0, |h| h.tensors.len());
+        let tensors = hashes
+            .regions
+            .split_off(hashes.regions.len().saturating_sub(count));
         let mut component = Component::new(found.path, kind, found.stamp.size, digest);
-        component.chunks = hashes.chunks;
+        component.chunks = hashes.regions;
+        if let Some(header) = header {
+            let pairs = header.tensors.iter().zip(tensors);
+            component.tensors = pairs
+                .map(|(t, digest)| Tensor::new(&t.name, &t.dtype, t.shape.clone(), digest))
+                .collect();
+        }
         draft.components.push(component);
     }
+    tree.warnings.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(Built {
         manifest: draft.finish()?,
         warnings: tree.warnings,
+        formats,
     })
 }
 
@@ -310,6 +397,119 @@ fn place(tree: &mut Tree) -> Vec<ComponentKind> {
         }
     }
     kinds
+}
+
+/// Which digests of a file are wanted: whole, chunks if it is large, tensors if it has some.
+fn plan(
+    found: &Found,
+    kind: ComponentKind,
+    header: Option<&SafetensorsHeader>,
+    options: &BuildOptions<'_>,
+) -> Plan {
+    let mut plan = Plan {
+        // Vocabularies and index files hold every kind of text.
+        look: match kind {
+            ComponentKind::Tokenizer | ComponentKind::Weights | ComponentKind::WeightsIndex => {
+                Look::Format
+            }
+            _ => Look::FormatAndSecrets,
+        },
+        ..Plan::WHOLE
+    };
+    if options.chunks && found.stamp.size > CHUNK_BYTES {
+        plan.regions.extend(chunks(found.stamp.size));
+    }
+    if let Some(header) = header.filter(|_| !options.no_tensors) {
+        plan.regions
+            .extend(header.tensors.iter().map(|t| (t.start, t.len)));
+    }
+    plan
+}
+
+/// The headers of all safetensors files among weights and adapters; malformed ones become problems.
+fn headers(tree: &mut Tree, kinds: &[ComponentKind]) -> Headers {
+    let mut headers = Headers::new();
+    for (found, kind) in tree.files.iter().zip(kinds) {
+        let path = found.path.as_str();
+        tree.problems.extend(inspect::by_name(found));
+        let weights = matches!(kind, ComponentKind::Weights | ComponentKind::Adapter);
+        if !weights || !has_extension(found.path.file_name(), "safetensors") {
+            continue;
+        }
+        let problem = match inspect::safetensors_header(found) {
+            Ok(header) => {
+                headers.insert(path.to_owned(), header);
+                continue;
+            }
+            // A pointer in place of the file is named as such when its content is looked at.
+            Err(HeaderError::Malformed(_)) if is_pointer(found) => continue,
+            Err(HeaderError::Malformed(error)) => ProblemKind::Safetensors(error),
+            Err(HeaderError::Hash(HashError::Io(error))) => ProblemKind::Unreadable {
+                error: error.to_string(),
+            },
+            Err(HeaderError::Hash(_)) => ProblemKind::ChangedWhileReading,
+        };
+        tree.problems.push(Problem::new(path, problem));
+    }
+    headers
+}
+
+fn is_pointer(found: &Found) -> bool {
+    let limit = LfsPointer::MAX_BYTES as u64;
+    found.stamp.size <= limit
+        && read_small(&found.location, found.path.as_str(), limit)
+            .is_ok_and(|bytes| FileFormat::of_prefix(&bytes) == FileFormat::GitLfsPointer)
+}
+
+fn check_indices(
+    tree: &mut Tree,
+    kinds: &[ComponentKind],
+    headers: &Headers,
+) -> Result<(), BuildError> {
+    for (found, kind) in tree.files.iter().zip(kinds) {
+        if *kind != ComponentKind::WeightsIndex {
+            continue;
+        }
+        let bytes = read_small(&found.location, found.path.as_str(), shards::INDEX_LIMIT)?;
+        let (problems, warnings) = (&mut tree.problems, &mut tree.warnings);
+        if let Err(error) = shards::check(found, &bytes, &tree.files, headers, problems, warnings) {
+            let error = error.to_string();
+            let problem = Problem::new(found.path.as_str(), ProblemKind::BadIndex { error });
+            tree.problems.push(problem);
+        }
+    }
+    Ok(())
+}
+
+/// Turns what was seen in a file into problems or warnings.
+fn judge(
+    path: &str,
+    kind: ComponentKind,
+    seen: &Inspection,
+    allow: Allow,
+    problems: &mut Vec<Problem>,
+    warnings: &mut Vec<Warning>,
+) {
+    let format = seen.format;
+    let weights = matches!(kind, ComponentKind::Weights | ComponentKind::Adapter);
+    if format == FileFormat::GitLfsPointer {
+        let size = seen.pointer.as_ref().map_or(0, |p| p.size);
+        problems.push(Problem::new(path, ProblemKind::GitLfsPointer { size }));
+    } else if format == FileFormat::Html && weights {
+        problems.push(Problem::new(path, ProblemKind::WebPage));
+    } else if format.runs_code() && allow.pickles {
+        warnings.push(Warning::new(path, WarningKind::Pickle { format }));
+    } else if format.runs_code() {
+        problems.push(Problem::new(path, ProblemKind::Pickle { format }));
+    }
+    for SecretFound { line, what } in &seen.secrets {
+        let (line, what) = (*line, *what);
+        if allow.secrets {
+            warnings.push(Warning::new(path, WarningKind::Secret { what, line }));
+        } else {
+            problems.push(Problem::new(path, ProblemKind::Secret { what, line }));
+        }
+    }
 }
 
 /// Files that came, went or changed between two listings.

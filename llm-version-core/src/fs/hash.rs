@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use sha2::{Digest as _, Sha256};
 
+use super::inspect::Inspection;
 use super::walk::{Found, Stamp};
 use super::{OnProgress, Progress};
 use crate::digest::Digest;
@@ -31,18 +32,55 @@ impl From<io::Error> for HashError {
 }
 
 /// Which digests of a file are wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// The whole file, looking at its content on the way.
+    pub(crate) whole: bool,
+    /// Parts, as (start, length).
+    pub(crate) regions: Vec<(u64, u64)>,
+    /// What to look for on the way.
+    pub(crate) look: Look,
+}
+
+/// What to look for in a file while it is hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Want {
-    Whole,
-    Chunks,
-    Both,
+pub(crate) enum Look {
+    Nothing,
+    Format,
+    FormatAndSecrets,
+}
+
+impl Plan {
+    /// The whole file and nothing else.
+    pub(crate) const WHOLE: Self = Self {
+        whole: true,
+        regions: Vec::new(),
+        look: Look::Nothing,
+    };
+
+    /// Nothing: the digest is known already.
+    pub(crate) const NOTHING: Self = Self {
+        whole: false,
+        regions: Vec::new(),
+        look: Look::Nothing,
+    };
+}
+
+/// The chunks of a file of `size` bytes, as (start, length).
+pub(crate) fn chunks(size: u64) -> impl Iterator<Item = (u64, u64)> {
+    (0..size.div_ceil(CHUNK_BYTES)).map(move |n| {
+        let start = n * CHUNK_BYTES;
+        (start, CHUNK_BYTES.min(size - start))
+    })
 }
 
 /// The digests of one file.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Hashes {
     pub(crate) whole: Option<Digest>,
-    pub(crate) chunks: Vec<Digest>,
+    /// In the order of the plan.
+    pub(crate) regions: Vec<Digest>,
+    pub(crate) inspection: Inspection,
 }
 
 /// Threads, progress and cancellation of a run.
@@ -58,8 +96,10 @@ pub(crate) struct Run<'a> {
 struct Job {
     file: usize,
     /// `None`: the whole file.
-    chunk: Option<u64>,
+    region: Option<usize>,
+    start: u64,
     bytes: u64,
+    look: Look,
 }
 
 struct Shared<'a> {
@@ -72,29 +112,37 @@ struct Shared<'a> {
     run: Run<'a>,
 }
 
-/// Hashes `files`; `want` says which digests of each. The results are in the order of `files`.
+type Outcome = Result<(Digest, Inspection), HashError>;
+
+/// Hashes `files` as `plans` say. The results are in the order of `files`.
 pub(crate) fn hash_files(
     files: &[Found],
-    want: impl Fn(&Found) -> Want,
+    plans: &[Plan],
     run: Run<'_>,
 ) -> Vec<Result<Hashes, HashError>> {
     let mut jobs = Vec::with_capacity(files.len());
-    for (file, found) in files.iter().enumerate() {
-        let (size, want) = (found.stamp.size, want(found));
-        if want != Want::Chunks || size == 0 {
-            let (chunk, bytes) = (None, size);
-            jobs.push(Job { file, chunk, bytes });
+    for (file, (found, plan)) in files.iter().zip(plans).enumerate() {
+        if plan.whole {
+            jobs.push(Job {
+                file,
+                region: None,
+                start: 0,
+                bytes: found.stamp.size,
+                look: plan.look,
+            });
         }
-        if want != Want::Whole {
-            for chunk in 0..size.div_ceil(CHUNK_BYTES) {
-                let bytes = CHUNK_BYTES.min(size - chunk * CHUNK_BYTES);
-                let chunk = Some(chunk);
-                jobs.push(Job { file, chunk, bytes });
-            }
+        for (region, (start, bytes)) in plan.regions.iter().enumerate() {
+            jobs.push(Job {
+                file,
+                region: Some(region),
+                start: *start,
+                bytes: *bytes,
+                look: Look::Nothing,
+            });
         }
     }
     // Largest first, so that no thread is left alone with a big file at the end.
-    jobs.sort_by_key(|job| (std::cmp::Reverse(job.bytes), job.file, job.chunk));
+    jobs.sort_by_key(|job| (std::cmp::Reverse(job.bytes), job.file, job.region));
     let wanted = match run.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
@@ -109,8 +157,6 @@ pub(crate) fn hash_files(
         run,
     };
     let threads = wanted.min(jobs.len()).max(1);
-    let mut results: Vec<Result<Hashes, HashError>> =
-        files.iter().map(|_| Ok(Hashes::default())).collect();
     let finished = std::thread::scope(|scope| {
         let workers: Vec<_> = (1..threads)
             .map(|_| scope.spawn(|| shared.work()))
@@ -125,16 +171,40 @@ pub(crate) fn hash_files(
         }
         finished
     });
-    let mut finished = finished;
-    finished.sort_by_key(|(job, _)| jobs.get(*job).map(|j| (j.file, j.chunk)));
+    collect(plans, &jobs, finished)
+}
+
+fn collect(
+    plans: &[Plan],
+    jobs: &[Job],
+    finished: Vec<(usize, Outcome)>,
+) -> Vec<Result<Hashes, HashError>> {
+    let mut results: Vec<Result<Hashes, HashError>> = plans
+        .iter()
+        .map(|plan| {
+            Ok(Hashes {
+                regions: vec![Digest::new([0; 32]); plan.regions.len()],
+                ..Hashes::default()
+            })
+        })
+        .collect();
     for (job, outcome) in finished {
         let Some(job) = jobs.get(job) else { continue };
         let Some(slot) = results.get_mut(job.file) else {
             continue;
         };
         match (outcome, slot.as_mut()) {
-            (Ok(digest), Ok(hashes)) if job.chunk.is_none() => hashes.whole = Some(digest),
-            (Ok(digest), Ok(hashes)) => hashes.chunks.push(digest),
+            (Ok((digest, inspection)), Ok(hashes)) => match job.region {
+                None => {
+                    hashes.whole = Some(digest);
+                    hashes.inspection = inspection;
+                }
+                Some(region) => {
+                    if let Some(slot) = hashes.regions.get_mut(region) {
+                        *slot = digest;
+                    }
+                }
+            },
             (Err(error), Ok(_)) => *slot = Err(error),
             (_, Err(_)) => {}
         }
@@ -147,7 +217,7 @@ impl Shared<'_> {
         self.run.cancel.is_some_and(|c| c.load(Ordering::Relaxed))
     }
 
-    fn work(&self) -> Vec<(usize, Result<Digest, HashError>)> {
+    fn work(&self) -> Vec<(usize, Outcome)> {
         let mut block = vec![0_u8; BLOCK];
         let mut finished = Vec::new();
         loop {
@@ -171,33 +241,25 @@ impl Shared<'_> {
             progress(&Progress {
                 done_bytes: before + bytes,
                 total_bytes: self.total_bytes,
-                done_files: self.done_jobs.load(Ordering::Relaxed),
-                total_files: self.jobs.len() as u64,
+                done_parts: self.done_jobs.load(Ordering::Relaxed),
+                total_parts: self.jobs.len() as u64,
                 current: &found.path,
             });
         }
     }
 
-    fn hash(&self, found: &Found, job: &Job, block: &mut [u8]) -> Result<Digest, HashError> {
+    fn hash(&self, found: &Found, job: &Job, block: &mut [u8]) -> Outcome {
         if self.cancelled() {
             return Err(HashError::Cancelled);
         }
         let mut file = File::open(&found.location)?;
-        // The open file must be the listed one: this also catches a link put in its place.
-        let unchanged = |file: &File| -> Result<(), HashError> {
-            if Stamp::of(&file.metadata()?) == found.stamp {
-                Ok(())
-            } else {
-                Err(HashError::Changed)
-            }
-        };
-        unchanged(&file)?;
-        if let Some(chunk) = job.chunk {
-            file.seek(SeekFrom::Start(chunk * CHUNK_BYTES))?;
+        found.same(&file)?;
+        if job.start > 0 {
+            file.seek(SeekFrom::Start(job.start))?;
         }
         let mut hash = Sha256::new();
-        let mut left = job.bytes;
-        let mut unreported = 0;
+        let mut inspection = Inspection::default();
+        let (mut left, mut unreported) = (job.bytes, 0);
         while left > 0 {
             let most = block.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             let read = match file.read(&mut block[..most]) {
@@ -207,6 +269,10 @@ impl Shared<'_> {
                 Err(error) => return Err(error.into()),
             };
             hash.update(&block[..read]);
+            if job.look != Look::Nothing && left == job.bytes {
+                inspection =
+                    Inspection::of_first_block(&block[..read], job.look, read as u64 == left);
+            }
             left -= read as u64;
             unreported += read as u64;
             if unreported >= REPORT {
@@ -217,9 +283,24 @@ impl Shared<'_> {
                 }
             }
         }
-        unchanged(&file)?;
+        if job.look != Look::Nothing {
+            inspection.look_at_end(&mut file, found.stamp.size)?;
+        }
+        // Nothing may have been appended or replaced meanwhile.
+        found.same(&file)?;
         self.done_bytes.fetch_add(unreported, Ordering::Relaxed);
-        Ok(Digest::new(hash.finalize().into()))
+        Ok((Digest::new(hash.finalize().into()), inspection))
+    }
+}
+
+impl Found {
+    /// The open file must be the listed one, unchanged: this also catches a link put in its place.
+    pub(crate) fn same(&self, file: &File) -> Result<(), HashError> {
+        if Stamp::of(&file.metadata()?) == self.stamp {
+            Ok(())
+        } else {
+            Err(HashError::Changed)
+        }
     }
 }
 
@@ -260,17 +341,23 @@ mod tests {
                 threads,
                 ..Run::default()
             };
-            for want in [Want::Whole, Want::Both, Want::Chunks] {
-                let results = hash_files(&files, |_| want, run);
-                for (bytes, result) in contents.iter().zip(results) {
-                    let hashes = result.unwrap();
-                    if want != Want::Chunks {
-                        assert_eq!(hashes.whole, Some(Digest::of(bytes)));
+            let plans: Vec<Plan> = contents
+                .iter()
+                .map(|bytes| {
+                    let (size, half) = (bytes.len() as u64, bytes.len() as u64 / 2);
+                    Plan {
+                        whole: true,
+                        regions: vec![(0, half), (half, size - half), (0, 0)],
+                        look: Look::FormatAndSecrets,
                     }
-                    if want != Want::Whole && !bytes.is_empty() {
-                        assert_eq!(hashes.chunks, [Digest::of(bytes)]);
-                    }
-                }
+                })
+                .collect();
+            let results = hash_files(&files, &plans, run);
+            for (bytes, result) in contents.iter().zip(results) {
+                let hashes = result.unwrap();
+                let (left, right) = bytes.split_at(bytes.len() / 2);
+                assert_eq!(hashes.whole, Some(Digest::of(bytes)));
+                assert_eq!(hashes.regions, [left, right, &[]].map(Digest::of));
             }
         }
     }
@@ -286,14 +373,15 @@ mod tests {
             stamp: Stamp::of(&file.metadata().unwrap()),
             location,
         };
-        let result = hash_files(
-            std::slice::from_ref(&listed),
-            |_| Want::Both,
-            Run::default(),
-        );
+        let plan = Plan {
+            whole: true,
+            regions: chunks(CHUNK_BYTES + 5).collect(),
+            look: Look::Nothing,
+        };
+        let result = hash_files(&[listed], &[plan], Run::default());
         let hashes = result.into_iter().next().unwrap().unwrap();
         let zeros = vec![0; usize::try_from(CHUNK_BYTES).unwrap()];
-        assert_eq!(hashes.chunks, [Digest::of(&zeros), Digest::of(&[0; 5])]);
+        assert_eq!(hashes.regions, [Digest::of(&zeros), Digest::of(&[0; 5])]);
         let whole = Sha256::new_with_prefix(&zeros)
             .chain_update([0; 5])
             .finalize();
@@ -306,7 +394,7 @@ mod tests {
         let listed = found(folder.path(), "a", b"before");
         std::fs::write(&listed.location, b"after!").unwrap();
         std::fs::write(&listed.location, b"longer than before").unwrap();
-        let result = hash_files(&[listed], |_| Want::Whole, Run::default());
+        let result = hash_files(&[listed], &[Plan::WHOLE], Run::default());
         assert!(matches!(result[0], Err(HashError::Changed)));
     }
 
@@ -320,7 +408,7 @@ mod tests {
             ..Run::default()
         };
         assert!(matches!(
-            hash_files(&[listed], |_| Want::Whole, run)[0],
+            hash_files(&[listed], &[Plan::WHOLE], run)[0],
             Err(HashError::Cancelled)
         ));
     }

@@ -4,12 +4,16 @@
 //! number of files, never to their size.
 
 mod build;
+mod cache;
 mod hash;
+mod inspect;
 mod problem;
+mod shards;
 mod verify;
 mod walk;
 
 pub use build::{BuildError, BuildOptions, Built, build};
+pub use cache::{CacheError, HashCache};
 pub use problem::{Problem, ProblemKind, Warning, WarningKind};
 pub use verify::{VerifyError, VerifyOptions, VerifyReport, verify};
 pub use walk::Symlinks;
@@ -24,10 +28,10 @@ pub struct Progress<'a> {
     pub done_bytes: u64,
     /// Bytes to hash.
     pub total_bytes: u64,
-    /// Files finished.
-    pub done_files: u64,
-    /// Files to hash.
-    pub total_files: u64,
+    /// Parts finished: files, chunks and tensors.
+    pub done_parts: u64,
+    /// Parts to hash.
+    pub total_parts: u64,
     /// The file that this report comes from; other threads work on others.
     pub current: &'a ComponentPath,
 }

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
+use crate::content::FileFormat;
 use crate::path::PathError;
+use crate::safetensors::SafetensorsError;
 
 /// Something in the tree that makes it unfit to be a bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +50,46 @@ pub enum ProblemKind {
     OutsideLayout,
     /// The file changed between listing and the end of hashing.
     ChangedWhileReading,
+    /// The name of a download that has not finished.
+    PartialDownload,
+    /// A git-lfs pointer instead of the file.
+    GitLfsPointer {
+        /// Size of the file that it stands for; 0 where the pointer does not say.
+        size: u64,
+    },
+    /// A web page where weights should be.
+    WebPage,
+    /// Loading the file can run code that it carries.
+    Pickle {
+        /// What it is.
+        format: FileFormat,
+    },
+    /// Something that looks like a secret.
+    Secret {
+        /// What it looks like.
+        what: &'static str,
+        /// Line, from 1.
+        line: usize,
+    },
+    /// A safetensors file whose header is malformed or untrue.
+    Safetensors(SafetensorsError),
+    /// An index of shards that cannot be read.
+    BadIndex {
+        /// What is wrong.
+        error: String,
+    },
+    /// An index names a shard that is not there.
+    MissingShard {
+        /// The shard.
+        shard: String,
+    },
+    /// An index places a tensor in a shard that does not hold it.
+    TensorNotInShard {
+        /// The tensor.
+        tensor: String,
+        /// The shard.
+        shard: String,
+    },
     /// The file could not be read.
     Unreadable {
         /// What the system said.
@@ -73,6 +115,25 @@ pub enum WarningKind {
     EmptyFile,
     /// A folder without files; a manifest lists files only, so it is not recorded.
     EmptyFolder,
+    /// Loading the file can run code that it carries; the caller allowed it.
+    Pickle {
+        /// What it is.
+        format: FileFormat,
+    },
+    /// Something that looks like a secret; the caller allowed it.
+    Secret {
+        /// What it looks like.
+        what: &'static str,
+        /// Line, from 1.
+        line: usize,
+    },
+    /// Weights that the index beside them does not mention.
+    ExtraShard,
+    /// A shard holds a tensor that the index does not place there.
+    TensorNotInIndex {
+        /// The tensor.
+        tensor: String,
+    },
     /// A file at the top that is outside the digest, such as a README.
     NotInDigest,
 }
@@ -137,6 +198,31 @@ impl fmt::Display for ProblemKind {
             Self::ChangedWhileReading => {
                 f.write_str("changed while it was read; stop whatever writes to it and try again")
             }
+            Self::PartialDownload => {
+                f.write_str("the name of an unfinished download; finish or remove it")
+            }
+            Self::GitLfsPointer { size } => write!(
+                f,
+                "a git-lfs pointer to a file of {size} bytes, not the file; run `git lfs pull`"
+            ),
+            Self::WebPage => f.write_str("a web page where weights should be; download it again"),
+            Self::Pickle { format } => write!(
+                f,
+                "a {format}, which runs code when it is loaded; convert it to safetensors, or allow pickles"
+            ),
+            Self::Secret { what, line } => write!(
+                f,
+                "line {line} looks like a secret ({what}); remove and revoke it, or allow secrets if it is none"
+            ),
+            Self::Safetensors(error) => error.fmt(f),
+            Self::BadIndex { error } => write!(f, "not a usable index of shards: {error}"),
+            Self::MissingShard { shard } => {
+                write!(f, "names the shard {shard:?}, which is not there; download it")
+            }
+            Self::TensorNotInShard { tensor, shard } => write!(
+                f,
+                "places tensor {tensor:?} in {shard:?}, which does not hold it; download both again"
+            ),
             Self::Unreadable { error } => write!(f, "cannot be read: {error}"),
         }
     }
@@ -144,10 +230,21 @@ impl fmt::Display for ProblemKind {
 
 impl fmt::Display for WarningKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::EmptyFile => "the file is empty; check that this is meant",
-            Self::EmptyFolder => "the folder holds no files and is not recorded",
-            Self::NotInDigest => "is not part of the digest; it may change without notice",
-        })
+        match self {
+            Self::EmptyFile => f.write_str("the file is empty; check that this is meant"),
+            Self::EmptyFolder => f.write_str("the folder holds no files and is not recorded"),
+            Self::Pickle { format } => write!(f, "a {format}, which runs code when it is loaded"),
+            Self::Secret { what, line } => write!(f, "line {line} looks like a secret ({what})"),
+            Self::ExtraShard => f.write_str("the index beside it does not mention it"),
+            Self::TensorNotInIndex { tensor } => {
+                write!(
+                    f,
+                    "holds tensor {tensor:?}, which the index does not place there"
+                )
+            }
+            Self::NotInDigest => {
+                f.write_str("is not part of the digest; it may change without notice")
+            }
+        }
     }
 }

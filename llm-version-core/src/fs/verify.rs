@@ -9,7 +9,8 @@ use std::sync::atomic::AtomicBool;
 use thiserror::Error;
 
 use super::build::{BuildError, Cancelled, read_metadata, sort_out};
-use super::hash::{Hashes, Run, Want, hash_files};
+use super::cache::HashCache;
+use super::hash::{Hashes, Plan, Run, chunks, hash_files};
 use super::problem::Problem;
 use super::walk::{Found, Symlinks, walk};
 use super::{METADATA_FILE, OnProgress};
@@ -27,6 +28,7 @@ pub struct VerifyOptions<'a> {
     symlinks: Symlinks,
     allow_extra: bool,
     by_chunks: Option<Digest>,
+    hint: Option<&'a HashCache>,
 }
 
 impl<'a> VerifyOptions<'a> {
@@ -78,6 +80,14 @@ impl<'a> VerifyOptions<'a> {
     #[must_use]
     pub const fn by_chunks(mut self, trusted_record: Digest) -> Self {
         self.by_chunks = Some(trusted_record);
+        self
+    }
+
+    /// Takes the digests of files whose device, inode, size and times have not changed from `cache`, and notes new ones
+    /// there. A hint for quick repeated checks; leave it out where it matters, since times can be forged.
+    #[must_use]
+    pub const fn hint(mut self, cache: &'a HashCache) -> Self {
+        self.hint = Some(cache);
         self
     }
 }
@@ -147,7 +157,7 @@ pub enum VerifyError {
 
 /// Verifies that `dir` holds exactly what `manifest` says, and returns the version id that this proves.
 ///
-/// Nothing is taken from a cache: every byte is read. `tests/` and a `manifest.json`, README or licence file at the top
+/// Without [`VerifyOptions::hint`] every byte is read. `tests/` and a `manifest.json`, README or licence file at the top
 /// are outside the digest and not looked at, unless the manifest lists them.
 ///
 /// # Errors
@@ -208,17 +218,33 @@ pub fn verify(
         }
     }
     let chunked = |c: &Component| options.by_chunks.is_some() && !c.chunks.is_empty();
-    let want = |f: &Found| match component(f.path.as_str()) {
-        Some(c) if chunked(c) => Want::Chunks,
-        _ => Want::Whole,
-    };
-    let results = hash_files(&to_hash, want, options.run);
+    let known: Vec<Option<Digest>> = to_hash
+        .iter()
+        .map(|f| options.hint.and_then(|cache| cache.get(&f.stamp)))
+        .collect();
+    let plans: Vec<Plan> = to_hash
+        .iter()
+        .zip(&known)
+        .map(|(f, known)| match component(f.path.as_str()) {
+            _ if known.is_some() => Plan::NOTHING,
+            Some(c) if chunked(c) => Plan {
+                regions: chunks(c.size).collect(),
+                ..Plan::NOTHING
+            },
+            _ => Plan::WHOLE,
+        })
+        .collect();
+    let results = hash_files(&to_hash, &plans, options.run);
     let hashes = sort_out(&to_hash, results, &mut report.problems)
         .map_err(|Cancelled| VerifyError::Cancelled)?;
-    for (found, hashes) in to_hash.into_iter().zip(hashes) {
-        let (Some(hashes), Some(expected)) = (hashes, component(found.path.as_str())) else {
+    for ((found, hashes), known) in to_hash.into_iter().zip(hashes).zip(known) {
+        let (Some(mut hashes), Some(expected)) = (hashes, component(found.path.as_str())) else {
             continue;
         };
+        hashes.whole = hashes.whole.or(known);
+        if let (Some(cache), Some(digest)) = (options.hint, hashes.whole) {
+            cache.note(found.stamp, digest);
+        }
         if !agrees(&hashes, expected) {
             report.mismatch.modified.insert(found.path);
         }
@@ -242,7 +268,7 @@ impl VerifyReport {
 fn agrees(hashes: &Hashes, expected: &Component) -> bool {
     match hashes.whole {
         Some(whole) => whole == expected.digest,
-        None => hashes.chunks == expected.chunks,
+        None => hashes.regions == expected.chunks,
     }
 }
 
