@@ -153,7 +153,7 @@ fn normal_p(z: f64, side: Side) -> f64 {
 }
 
 /// A sorted copy.
-fn sorted(values: &[f64]) -> Vec<f64> {
+pub(crate) fn sorted(values: &[f64]) -> Vec<f64> {
     let mut copy = values.to_vec();
     copy.sort_unstable_by(f64::total_cmp);
     copy

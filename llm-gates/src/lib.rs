@@ -9,10 +9,10 @@
 #![expect(
     clippy::doc_markdown,
     clippy::many_single_char_names,
-    clippy::similar_names,
     reason = "formulas read better in the letters of their papers"
 )]
 
+pub mod anytime;
 mod counts;
 pub mod fixed;
 mod limits;

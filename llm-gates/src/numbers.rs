@@ -28,13 +28,21 @@ pub(crate) fn softplus(x: f64) -> f64 {
 }
 
 /// The whole number below, 0 for what is negative or NaN, at most `u64::MAX`.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates, which is what is wanted")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the cast saturates, which is what is wanted"
+)]
 pub(crate) const fn whole(x: f64) -> u64 {
     x as u64
 }
 
 /// The same as an index.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates, which is what is wanted")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the cast saturates, which is what is wanted"
+)]
 pub(crate) const fn index(x: f64) -> usize {
     x as usize
 }

@@ -5,6 +5,7 @@
     clippy::disallowed_methods,
     clippy::panic,
     clippy::print_stdout,
+    clippy::unnecessary_wraps,
     clippy::unwrap_used,
     reason = "a test that reads files and prints a table"
 )]
@@ -15,6 +16,8 @@ use std::path::PathBuf;
 use llm_gates::{Counts, Grid, RateRatio};
 use serde_json::Value;
 
+#[path = "kinds/anytime.rs"]
+mod anytime;
 #[path = "kinds/fixed.rs"]
 mod fixed;
 
@@ -82,7 +85,7 @@ fn answer(file: &str, kind: &str, args: &Value) -> Answer {
             .unwrap();
             vec![("log_e", rate_ratio(args, process).into())]
         }
-        _ => return fixed::answer(file, kind, args),
+        _ => return fixed::answer(file, kind, args).or_else(|| anytime::answer(file, kind, args)),
     })
 }
 

@@ -105,7 +105,8 @@ pub fn fisher(candidate: Counts, baseline: Counts, side: Side) -> Result<Tested,
                 / (drawn as f64 - y + 1.0)
         })
     };
-    let mode = whole((drawn as f64 + 1.0) * (marked as f64 + 1.0) / (total as f64 + 2.0)).clamp(low, high);
+    let mode =
+        whole((drawn as f64 + 1.0) * (marked as f64 + 1.0) / (total as f64 + 2.0)).clamp(low, high);
     // The tail that holds the mode is one minus the other.
     let greater = |x: u64| {
         if x > mode {

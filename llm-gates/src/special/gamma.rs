@@ -12,7 +12,7 @@ pub fn ln_gamma(x: f64) -> f64 {
 }
 
 /// What Stirling's formula lacks: ln Gamma(x) - ((x - 1/2) ln x - x + ln(2 pi) / 2), for x > 0.
-pub(super) fn stirling_error(x: f64) -> f64 {
+pub(crate) fn stirling_error(x: f64) -> f64 {
     if x < 15.0 {
         return ln_gamma(x) - ((x - 0.5) * libm::log(x) - x + HALF_LN_2PI);
     }
@@ -22,7 +22,7 @@ pub(super) fn stirling_error(x: f64) -> f64 {
 }
 
 /// x ln(x / m) + m - x without cancellation near x = m (Loader 2000).
-pub(super) fn deviance(x: f64, m: f64) -> f64 {
+pub(crate) fn deviance(x: f64, m: f64) -> f64 {
     let d = x - m;
     if d.abs() < 0.1 * (x + m) {
         let v = d / (x + m);
@@ -80,4 +80,13 @@ pub fn chi2_sf(df: f64, x: f64) -> f64 {
     } else {
         libm::exp(ln_p_q(0.5 * df, 0.5 * x).1)
     }
+}
+
+/// ln(Gamma(x + k) / Gamma(x)) for x > 0, k >= 0, without the cancellation of two log-gammas.
+pub fn ln_rising(x: f64, k: f64) -> f64 {
+    if k <= 0.0 {
+        return 0.0;
+    }
+    (x - 0.5) * libm::log1p(k / x) + k * (libm::log(x + k) - 1.0) + stirling_error(x + k)
+        - stirling_error(x)
 }
