@@ -1,5 +1,4 @@
 //! The canonical form against vectors from a second implementation (`tests/vectors/make.py`), and against mutation.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use llm_version_core::{
     Component, ComponentKind, ComponentPath, Digest, Draft, Manifest, ManifestError, Name, Version,
@@ -8,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 fn cases() -> Vec<Value> {
-    serde_json::from_str(include_str!("vectors/canonical.json")).unwrap()
+    serde_json::from_str(include_str!("../vectors/canonical.json")).unwrap()
 }
 
 fn bytes(case: &Value) -> Vec<u8> {

@@ -1,10 +1,4 @@
 //! A small bundle, and short ways to build, verify and break it.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
-#![expect(
-    dead_code,
-    unreachable_pub,
-    reason = "each test file uses some of these"
-)]
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +8,7 @@ use llm_version_core::fs::{
     BuildError, BuildOptions, ProblemKind, VerifyError, VerifyOptions, VerifyReport, build, verify,
 };
 
-pub const FILES: [(&str, &str); 8] = [
+pub(crate) const FILES: [(&str, &str); 8] = [
     (
         "metadata.json",
         r#"{"format":"llm-metadata/1","name":"chat","version":"1.2.3","contract":{"api":"openai-chat/v1"}}"#,
@@ -28,13 +22,13 @@ pub const FILES: [(&str, &str); 8] = [
     ("tests/eval.json", r#"{"score":1}"#),
 ];
 
-pub fn write(root: &Path, path: &str, text: &str) {
+pub(crate) fn write(root: &Path, path: &str, text: &str) {
     let path = root.join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, text).unwrap();
 }
 
-pub fn bundle() -> tempfile::TempDir {
+pub(crate) fn bundle() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (path, text) in FILES {
         write(folder.path(), path, text);
@@ -42,25 +36,27 @@ pub fn bundle() -> tempfile::TempDir {
     folder
 }
 
-pub fn manifest(root: &Path) -> Manifest {
+pub(crate) fn manifest(root: &Path) -> Manifest {
     build(root, &BuildOptions::new()).unwrap().manifest
 }
 
-pub fn report(root: &Path, manifest: &Manifest) -> VerifyReport {
+pub(crate) fn report(root: &Path, manifest: &Manifest) -> VerifyReport {
     match verify(root, manifest, &VerifyOptions::new()) {
         Err(VerifyError::Differs(report)) => *report,
         other => panic!("{other:?}"),
     }
 }
 
-pub fn names(paths: &std::collections::BTreeSet<llm_version_core::ComponentPath>) -> Vec<&str> {
+pub(crate) fn names(
+    paths: &std::collections::BTreeSet<llm_version_core::ComponentPath>,
+) -> Vec<&str> {
     paths
         .iter()
         .map(llm_version_core::ComponentPath::as_str)
         .collect()
 }
 
-pub fn problems(root: &Path) -> Vec<(String, ProblemKind)> {
+pub(crate) fn problems(root: &Path) -> Vec<(String, ProblemKind)> {
     match build(root, &BuildOptions::new()) {
         Err(BuildError::Tree(problems)) => problems.into_iter().map(|p| (p.path, p.kind)).collect(),
         other => panic!("{other:?}"),

@@ -1,13 +1,10 @@
 //! Building and verifying directories: the same tree gives the same id, and every tampering is named.
-#![cfg(feature = "fs")]
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-mod common;
-
-use common::{FILES, bundle, manifest, names, problems, report, write};
+use crate::common::{FILES, bundle, manifest, names, problems, report, write};
 use llm_version_core::fs::{
     BuildError, BuildOptions, ProblemKind, Symlinks, VerifyError, VerifyOptions, WarningKind,
     build, verify,

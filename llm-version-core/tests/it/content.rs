@@ -1,15 +1,11 @@
 //! Files that are not what they seem: repacks, lies, pickles, pointers, shards, secrets, files that change.
-#![cfg(feature = "fs")]
-#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
-
-mod common;
 
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::{bundle, manifest, problems, write};
+use crate::common::{bundle, manifest, problems, write};
 use llm_version_core::fs::{
     BuildError, BuildOptions, HashCache, ProblemKind, VerifyOptions, WarningKind, build, verify,
 };

@@ -1,0 +1,10 @@
+//! The crate from outside, as hosts use it.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
+mod canonical;
+#[cfg(feature = "fs")]
+mod common;
+#[cfg(feature = "fs")]
+mod content;
+#[cfg(feature = "fs")]
+mod tree;
