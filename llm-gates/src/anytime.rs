@@ -3,6 +3,7 @@
 //! Each starts at ln E = 0, takes disjoint increments, and satisfies P(ln E ever reaches ln(1 / alpha)) <= alpha where its hypothesis holds (Ville 1939). State is O(1)
 //! and serde. Which test for which metric: see the guide in `docs/`.
 
+mod auto_ratio;
 mod betting;
 mod boundary;
 mod detector;
@@ -13,6 +14,7 @@ mod quantile;
 mod swap;
 mod symmetric;
 
+pub use auto_ratio::{AutoRatio, History, NoiseLevel};
 pub use betting::{BettingMean, BoundedMeans, EmpiricalBernstein, Scores};
 pub use boundary::{
     BetaBinomialMixture, NormalMixture, asymptotic_half_width, beta_binomial_one_sided,

@@ -223,7 +223,7 @@ impl EmpiricalBernstein {
             bets: Bets::default(),
             lambda: 0.0,
             weighted: 0.0,
-            penalty: 0.0,
+            penalty: (0.0, 0.0),
         })
     }
 

@@ -1,8 +1,8 @@
 //! Kinds of the anytime-valid families.
 
 use llm_gates::anytime::{
-    self, BetaBinomialMixture, BettingMean, EProcess, EmpiricalBernstein, EventRate, Mismatch,
-    NormalMixture, OverdispersedRatio, Sign, Slo, Symmetric,
+    self, AutoRatio, BetaBinomialMixture, BettingMean, EProcess, EmpiricalBernstein, EventRate,
+    History, Mismatch, NormalMixture, OverdispersedRatio, Sign, Slo, Symmetric,
 };
 use llm_gates::{Counts, Grid};
 use serde_json::Value;
@@ -34,7 +34,7 @@ fn beta_binomial(args: &Value) -> BetaBinomialMixture {
     .unwrap()
 }
 
-pub fn answer(file: &str, kind: &str, args: &Value) -> Answer {
+pub(crate) fn answer(file: &str, kind: &str, args: &Value) -> Answer {
     let x = |name| number(args, name);
     match (file, kind) {
         ("eprocess_one_sample", "bernoulli_tilt") => {
@@ -181,6 +181,75 @@ pub fn answer(file: &str, kind: &str, args: &Value) -> Answer {
             .unwrap();
             Some(vec![("p", p.into())])
         }
+        ("auto_ratio", "ar_transition_row") => {
+            let row = usize::try_from(count(args, "row")).unwrap();
+            Some(vec![(
+                "",
+                AutoRatio::transition_from(x("phi"), row)
+                    .unwrap()
+                    .to_vec()
+                    .into(),
+            )])
+        }
+        ("auto_ratio", "stationary_weights") if args["n"] == 11 => {
+            Some(vec![("", AutoRatio::stationary_nodes().to_vec().into())])
+        }
+        ("auto_ratio", "block_loglik") => {
+            let (c, b) = (
+                Counts::new(count(args, "nc"), count(args, "kc")),
+                Counts::new(count(args, "nb"), count(args, "kb")),
+            );
+            Some(vec![(
+                "",
+                AutoRatio::block_log_likelihood(x("theta"), x("s"), c, b)
+                    .unwrap()
+                    .into(),
+            )])
+        }
+        ("auto_ratio", "noise_posterior") => {
+            let mut process = AutoRatio::new(1.0, history(args), 0.005).unwrap();
+            for block in rows(args, "blocks") {
+                process.learn(groups(block)).unwrap();
+            }
+            let levels = process.noise_levels();
+            let weights: Vec<_> = levels.iter().map(|l| l.log_weight).collect();
+            let set: Vec<_> = levels.iter().map(|l| l.plausible).collect();
+            Some(vec![
+                ("log_weight_q", weights.into()),
+                ("in_set", set.into()),
+            ])
+        }
+        ("auto_ratio", "auto_ratio") => {
+            let mut process = AutoRatio::new(1.0, history(args), 0.005).unwrap();
+            for block in rows(args, "history") {
+                process.learn(groups(block)).unwrap();
+            }
+            let minutes = args["minutes_nc_kc_n1_k1_n2_k2"].as_array().unwrap();
+            let trace = minutes.iter().enumerate().map(|(t, minute)| {
+                let v: [u64; 6] = std::array::from_fn(|i| minute[i].as_u64().unwrap());
+                process
+                    .observe(
+                        t as u64 / 5,
+                        Counts::new(v[0], v[1]),
+                        groups([v[2], v[3], v[4], v[5]]),
+                    )
+                    .unwrap();
+                process.log_e()
+            });
+            Some(vec![("", trace.collect::<Vec<_>>().into())])
+        }
         _ => None,
+    }
+}
+
+fn groups([n1, k1, n2, k2]: [u64; 4]) -> [Counts; 2] {
+    [Counts::new(n1, k1), Counts::new(n2, k2)]
+}
+
+fn history(args: &Value) -> History {
+    match (args["use_history"] == false, args["mode"] == 1) {
+        (true, _) => History::Unknown,
+        (false, true) => History::Pooled,
+        (false, false) => History::Groups,
     }
 }

@@ -1,0 +1,443 @@
+//! `AutoRatio`: the ratio of two rates when the arms' noise is unknown and may be correlated in time.
+//!
+//! A universal-inference likelihood ratio: under every noise level q = (s, phi) of a grid the log ratio of the arms carries latent Gaussian AR(1) noise of standard deviation s and
+//! correlation phi from block to block. The numerator is a mixture over ratios above theta0 and noise levels, the denominator the greatest likelihood at theta0 over the
+//! noise levels that the baseline's own history leaves plausible. So the evidence is as quick as [`crate::RateRatio`] on quiet arms and does not
+//! take noise for harm on loud ones.
+//!
+//! Exact: the likelihood ratio given the noise model, and the set of plausible noise levels given the Kalman model (Ville's inequality at level alpha1, joined by the union bound).
+//! Approximate: independence of the noise from a block's total count, Gaussian log counts, the grids, and that the candidate is as noisy as the history's groups.
+//! Measured: noise in the candidate only, or noise and drift together, can double the stated error.
+
+mod noise;
+
+use serde::{Deserialize, Serialize};
+
+use self::noise::Noise;
+use super::EProcess;
+use crate::fixed::{BadSample, open_unit, parameter};
+use crate::numbers::log_sum_exp;
+use crate::special::normal;
+use crate::{BadCounts, Counts, Grid};
+
+/// Standard deviations and correlations of the noise grid, in this order after (0, 0).
+const S: [f64; 6] = [0.1, 0.2, 0.3, 0.5, 0.8, 1.2];
+const PHI: [f64; 4] = [0.0, 0.6, 0.9, 0.97];
+/// (0, 0) and S x PHI.
+const LEVELS: usize = 25;
+/// Nodes of the latent noise: -3, -2.4, ..., 3 standard deviations.
+const NODES: usize = 11;
+/// theta0 and the seven ratios of [`Grid::Rr7`].
+const RATIOS: usize = 8;
+/// Distinct standard deviations: 0 and S.
+const SPREADS: usize = 7;
+
+/// What the history of the baseline's noise looks like.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum History {
+    /// Two groups of the baseline's replicas, kept apart: what they share cancels.
+    #[default]
+    Groups,
+    /// The pooled baseline only: its own drift has to be told from noise.
+    Pooled,
+    /// Nothing is learnt: every noise level stays plausible. Valid, and slow.
+    Unknown,
+}
+
+/// Spread and correlation of a noise level.
+const fn level(q: usize) -> (usize, usize) {
+    if q == 0 {
+        (0, 0)
+    } else {
+        (1 + (q - 1) / PHI.len(), (q - 1) % PHI.len())
+    }
+}
+
+fn node(n: usize) -> f64 {
+    -3.0 + 0.6 * n as f64
+}
+
+/// Prior weight of a noise level.
+fn ln_weight(q: usize) -> f64 {
+    if q == 0 {
+        -std::f64::consts::LN_2
+    } else {
+        libm::log(0.5 / (LEVELS - 1) as f64)
+    }
+}
+
+/// Standard normal weights of the nodes.
+pub(super) fn stationary() -> [f64; NODES] {
+    let mut g: [f64; NODES] = std::array::from_fn(|n| libm::exp(-0.5 * node(n) * node(n)));
+    let sum: f64 = g.iter().sum();
+    for w in &mut g {
+        *w /= sum;
+    }
+    g
+}
+
+/// Where the noise goes in one block from node i.
+fn transition(phi: f64, i: usize) -> [f64; NODES] {
+    if phi <= 0.0 {
+        return stationary();
+    }
+    let sd = libm::sqrt(1.0 - phi * phi);
+    std::array::from_fn(|k| {
+        let at = |edge: f64| normal::cdf((node(k) + edge - phi * node(i)) / sd);
+        let low = if k == 0 { 0.0 } else { at(-0.3) };
+        let high = if k + 1 == NODES { 1.0 } else { at(0.3) };
+        high - low
+    })
+}
+
+/// Log-likelihood of a candidate's events among those of both arms, at the log ratio x.
+fn ln_likelihood(x: f64, pi: f64, k_c: f64, k: f64) -> f64 {
+    k_c * x - k * libm::log1p(pi * libm::expm1(x))
+}
+
+/// Evidence that the candidate's rate exceeds theta0 times the baseline's, with noise that the baseline's history shows. Reject at [`AutoRatio::bound`].
+///
+/// Feed history before the ramp with [`AutoRatio::learn`] (3 days are recommended; without any it is valid but slow), then looks with [`AutoRatio::observe`]. State is about 3,000
+/// numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AutoRatio {
+    ln_theta0: f64,
+    alpha1: f64,
+    noise: Noise,
+    /// Index of the current block, and its counts per baseline group.
+    block: Option<u64>,
+    groups: [Counts; 2],
+    /// Latent node probabilities per ratio and level; L; G of the current block; logN and N.
+    #[serde(with = "lists")]
+    nodes: Vec<[f64; NODES]>,
+    likelihood: Vec<f64>,
+    #[serde(with = "lists")]
+    gains: Vec<[f64; NODES]>,
+    numerator_before: f64,
+    numerator: f64,
+    log_e: f64,
+}
+
+/// Rows of fixed length, refused where there are too few.
+mod lists {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::NODES;
+
+    pub(super) fn serialize<S: Serializer>(
+        rows: &[[f64; NODES]],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        rows.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<[f64; NODES]>, D::Error> {
+        Vec::deserialize(deserializer)
+    }
+}
+
+impl AutoRatio {
+    /// Against "the candidate's rate is at most theta0 times the baseline's". `alpha1` is the part of the error spent on excluding noise levels, a tenth of the whole by custom.
+    ///
+    /// # Errors
+    /// [`BadSample`] for theta0 outside [0.001, 1000] or alpha1 outside (0, 1).
+    pub fn new(theta0: f64, history: History, alpha1: f64) -> Result<Self, BadSample> {
+        parameter(
+            (1e-3..=1e3).contains(&theta0),
+            "theta0",
+            theta0,
+            "lie between 0.001 and 1000",
+        )?;
+        open_unit("alpha1", alpha1)?;
+        Ok(Self {
+            ln_theta0: libm::log(theta0),
+            alpha1,
+            noise: Noise::new(history),
+            block: None,
+            groups: [Counts::default(); 2],
+            nodes: vec![stationary(); RATIOS * LEVELS],
+            likelihood: vec![0.0; RATIOS * LEVELS],
+            gains: vec![[0.0; NODES]; RATIOS * SPREADS],
+            numerator_before: 0.0,
+            numerator: 0.0,
+            log_e: 0.0,
+        })
+    }
+
+    /// The latent noise's distribution over its 11 nodes, -3 to 3 standard deviations.
+    pub fn stationary_nodes() -> [f64; 11] {
+        stationary()
+    }
+
+    /// Where the latent noise of correlation `phi` in [0, 1) goes in one block from a node, 0 to 10.
+    ///
+    /// # Errors
+    /// [`BadSample`] for phi or a node out of range.
+    pub fn transition_from(phi: f64, node: usize) -> Result<[f64; 11], BadSample> {
+        parameter(
+            (0.0..1.0).contains(&phi),
+            "phi",
+            phi,
+            "be at least 0 and below 1",
+        )?;
+        parameter(node < NODES, "node", node as f64, "lie between 0 and 10")?;
+        Ok(transition(phi, node))
+    }
+
+    /// ln-likelihood, up to a constant, of one block at the ratio `theta` with noise of standard deviation `s`, from fresh noise.
+    ///
+    /// # Errors
+    /// [`BadSample`] for k > n, an empty arm, a ratio that is not above 0 or a negative deviation.
+    pub fn block_log_likelihood(
+        theta: f64,
+        s: f64,
+        candidate: Counts,
+        baseline: Counts,
+    ) -> Result<f64, BadSample> {
+        parameter(
+            theta > 0.0 && theta.is_finite(),
+            "theta",
+            theta,
+            "be finite and above 0",
+        )?;
+        parameter(
+            s >= 0.0 && s.is_finite(),
+            "s",
+            s,
+            "be finite and not negative",
+        )?;
+        candidate.check()?;
+        baseline.check()?;
+        if candidate.n == 0 || baseline.n == 0 {
+            return Err(BadSample::TooFew { needed: 1, got: 0 });
+        }
+        let pi = candidate.n as f64 / (candidate.n as f64 + baseline.n as f64);
+        let (k_c, k) = (candidate.k as f64, candidate.k as f64 + baseline.k as f64);
+        let terms: [f64; NODES] = std::array::from_fn(|n| {
+            ln_likelihood(libm::log(theta) + s * node(n), pi, k_c, k) + libm::log(stationary()[n])
+        });
+        Ok(log_sum_exp(&terms))
+    }
+
+    /// ln(1 / (alpha - alpha1)): reject at level `alpha` where the evidence is at least this.
+    pub fn bound(&self, alpha: f64) -> f64 {
+        -libm::log((alpha - self.alpha1).max(0.0))
+    }
+
+    /// How many blocks of history have said something about the noise.
+    pub const fn blocks_learnt(&self) -> u64 {
+        self.noise.blocks()
+    }
+
+    /// ln of the posterior weights of the noise levels, and which of them are plausible.
+    pub fn noise_levels(&self) -> Vec<NoiseLevel> {
+        let support = self.noise.support();
+        let posterior: Vec<_> = support
+            .iter()
+            .enumerate()
+            .map(|(q, lb)| lb + ln_weight(q))
+            .collect();
+        let total = log_sum_exp(&posterior);
+        let describe = |q: usize| {
+            let (spread, phi) = level(q);
+            NoiseLevel {
+                sd: if spread == 0 { 0.0 } else { S[spread - 1] },
+                correlation: if q == 0 { 0.0 } else { PHI[phi] },
+                log_weight: posterior[q] - total,
+                plausible: total - support[q] < -libm::log(self.alpha1),
+            }
+        };
+        (0..LEVELS).map(describe).collect()
+    }
+
+    /// Learns from one block (5 minutes by custom) of the baseline alone, before the ramp.
+    ///
+    /// # Errors
+    /// [`BadCounts`] for k > n; nothing changes then.
+    pub fn learn(&mut self, groups: [Counts; 2]) -> Result<(), BadCounts> {
+        groups[0].check()?;
+        groups[1].check()?;
+        self.noise.learn(groups);
+        Ok(())
+    }
+
+    /// Adds new counts of the candidate and of both groups of the baseline (all in the first where there is but one), in the block with this index; indices must not fall. A look
+    /// without candidate, baseline or events adds no evidence.
+    ///
+    /// # Errors
+    /// [`BadCounts`] for k > n or sums beyond 64 bits; nothing changes then.
+    pub fn observe(
+        &mut self,
+        block: u64,
+        candidate: Counts,
+        groups: [Counts; 2],
+    ) -> Result<(), BadCounts> {
+        candidate.check()?;
+        groups[0].check()?;
+        groups[1].check()?;
+        let baseline = groups[0].plus(groups[1])?;
+        candidate.plus(baseline)?;
+        let fresh = self.block.is_some_and(|b| b != block);
+        let before = if fresh {
+            [Counts::default(); 2]
+        } else {
+            self.groups
+        };
+        let sums = [before[0].plus(groups[0])?, before[1].plus(groups[1])?];
+        if fresh {
+            self.close_block();
+        }
+        self.block = Some(block);
+        self.groups = sums;
+        if candidate.n > 0 && baseline.n > 0 && candidate.k + baseline.k > 0 {
+            self.look(candidate, baseline);
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, candidate: Counts, baseline: Counts) {
+        let pi = candidate.n as f64 / (candidate.n as f64 + baseline.n as f64);
+        let (k_c, k) = (candidate.k as f64, candidate.k as f64 + baseline.k as f64);
+        for (j, alternative) in self.ratios().into_iter().enumerate() {
+            for spread in 0..SPREADS {
+                let s = if spread == 0 { 0.0 } else { S[spread - 1] };
+                for (n, gain) in self.gains[j * SPREADS + spread].iter_mut().enumerate() {
+                    *gain += ln_likelihood(alternative + s * node(n), pi, k_c, k);
+                }
+            }
+        }
+        let now = self.likelihood_now();
+        let support = self.noise.support();
+        let ln_w: [f64; RATIOS] = std::array::from_fn(|j| {
+            Grid::Rr7
+                .alternatives()
+                .get(j.wrapping_sub(1))
+                .map_or(0.0, |a| libm::log(a.weight))
+        });
+        let prior = |j: usize, q: usize| ln_w[j] + ln_weight(q) + support[q];
+        let mixture = |l: &[f64]| {
+            let terms: Vec<_> = (LEVELS..RATIOS * LEVELS)
+                .map(|i| prior(i / LEVELS, i % LEVELS) + l[i])
+                .collect();
+            log_sum_exp(&terms)
+        };
+        self.numerator = self.numerator_before + mixture(&now) - mixture(&self.likelihood);
+        let total = log_sum_exp(
+            &(0..LEVELS)
+                .map(|q| ln_weight(q) + support[q])
+                .collect::<Vec<_>>(),
+        );
+        let mut denominator = f64::NEG_INFINITY;
+        for (q, lb) in support.iter().enumerate() {
+            // A level that history excludes still counts, at the price zeta = alpha1.
+            let plausible = total - lb < -libm::log(self.alpha1);
+            denominator = denominator.max(if plausible {
+                now[q]
+            } else {
+                now[q] + libm::log(self.alpha1)
+            });
+        }
+        self.log_e = self.numerator - denominator;
+    }
+
+    /// ln of theta0 and of theta0 times each ratio.
+    fn ratios(&self) -> [f64; RATIOS] {
+        std::array::from_fn(|j| {
+            self.ln_theta0
+                + Grid::Rr7
+                    .alternatives()
+                    .get(j.wrapping_sub(1))
+                    .map_or(0.0, |a| libm::log(a.theta))
+        })
+    }
+
+    /// C: ln-likelihood of everything so far, per ratio and level.
+    fn likelihood_now(&self) -> Vec<f64> {
+        (0..RATIOS * LEVELS)
+            .map(|i| {
+                let (j, q) = (i / LEVELS, i % LEVELS);
+                let gains = &self.gains[j * SPREADS + level(q).0];
+                if q == 0 {
+                    return self.likelihood[i] + gains[0];
+                }
+                let max = gains.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = self.nodes[i]
+                    .iter()
+                    .zip(gains)
+                    .map(|(a, g)| a * libm::exp(g - max))
+                    .sum();
+                // Nodes that matter may have no probability left: the likelihood is then nothing that a log can hold.
+                self.likelihood[i] + max + libm::log(sum.max(f64::MIN_POSITIVE))
+            })
+            .collect()
+    }
+
+    fn close_block(&mut self) {
+        let now = self.likelihood_now();
+        let rows: Vec<[[f64; NODES]; NODES]> = PHI
+            .iter()
+            .map(|phi| std::array::from_fn(|i| transition(*phi, i)))
+            .collect();
+        for (i, nodes) in self.nodes.iter_mut().enumerate() {
+            let (j, q) = (i / LEVELS, i % LEVELS);
+            if q == 0 {
+                continue;
+            }
+            let (spread, phi) = level(q);
+            let gains = &self.gains[j * SPREADS + spread];
+            let max = gains.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: [f64; NODES] =
+                std::array::from_fn(|n| nodes[n] * libm::exp(gains[n] - max));
+            let sum: f64 = weights.iter().sum();
+            if sum <= 0.0 {
+                *nodes = stationary();
+                continue;
+            }
+            let mut next = [0.0; NODES];
+            for (weight, row) in weights.iter().zip(&rows[phi]) {
+                for (to, share) in next.iter_mut().zip(row) {
+                    *to += weight / sum * share;
+                }
+            }
+            *nodes = next;
+        }
+        self.numerator_before = self.numerator;
+        self.likelihood = now;
+        self.gains.fill([0.0; NODES]);
+        self.noise.learn(self.groups);
+        self.groups = [Counts::default(); 2];
+    }
+}
+
+impl EProcess for AutoRatio {
+    /// ln of the ratio of likelihoods. [`EProcess::rejects`] and [`EProcess::p`] do not know of alpha1: compare with [`AutoRatio::bound`].
+    fn log_e(&self) -> f64 {
+        self.log_e
+    }
+
+    fn rejects(&self, alpha: f64) -> bool {
+        self.log_e >= self.bound(alpha)
+    }
+
+    fn p(&self) -> f64 {
+        (libm::exp(-self.log_e) + self.alpha1).min(1.0)
+    }
+}
+
+/// A noise level, and what history says about it.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct NoiseLevel {
+    /// Standard deviation of the arms' log ratio per block.
+    pub sd: f64,
+    /// Its correlation from block to block.
+    pub correlation: f64,
+    /// ln of its posterior weight.
+    pub log_weight: f64,
+    /// Whether history leaves it plausible.
+    pub plausible: bool,
+}
