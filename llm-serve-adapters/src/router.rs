@@ -1,0 +1,451 @@
+//! The router in the host's own process: who is served by what, and the switch that needs nobody else.
+//!
+//! Per request, [`InProcessRouter::decide`] is synchronous and wait-free: it reads no clock, takes no lock and allocates
+//! nothing. Control comes through [`TrafficRouter`]: absolute orders, ordered by fence and log position, with a lease that
+//! lapses to the baseline by itself ([`RouterCore`] has the rules, [`place`] the assignment).
+
+mod assign;
+mod core;
+mod decision;
+mod published;
+#[cfg(test)]
+mod tests;
+mod versions;
+
+pub use self::assign::place;
+pub use self::core::{Refused, RouterCore};
+pub use self::decision::{Decision, Key, Pin, Reason, Role};
+pub use self::versions::{Version, VersionSlot};
+
+use self::core::Record;
+use self::published::{Published, View};
+use self::versions::TooManyVersions;
+use crate::host::{
+    Clock, Error, ErrorKind, Result, RouterCapabilities, RouterMemory, Support, TrafficRouter,
+};
+use async_trait::async_trait;
+use llm_rollout::{
+    Direction, Epoch, Fence, Order, Position, RouterClock, RouterId, RouterState, Split, Timestamp,
+};
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// A router in the host's own process.
+///
+/// With a [`RouterMemory`] it remembers what it was told over a restart. It then serves the recorded baseline, never the one it
+/// was configured with, and says that it has lapsed if a candidate had a share. Without one (volatile) it forgets: whoever
+/// opens it must pass the split as of a linearizable read of the store, a share in that counts as lapsed, and fence, mark
+/// and latch are gone, so that a controller that finds it restarted during a rollout has to go back.
+///
+/// ```
+/// use llm_rollout::{Epoch, RouterId, Split};
+/// use llm_serve_adapters::router::{InProcessRouter, Key, Role};
+/// # use llm_version_core::{Digest, Name, Version, VersionId};
+/// # let v1 = VersionId::new(Name::new("chat")?, Version::new(1, 0, 0), Digest::of(b"v1"));
+///
+/// let router = InProcessRouter::builder(RouterId::new("gateway-0")?, Split::steady(None, v1.clone(), Epoch::default())).open()?;
+/// let decision = router.decide(&Key::session(b"session-7"), router.now());
+/// assert_eq!(decision.role, Role::Baseline);
+/// assert_eq!(decision.version.version().map(|v| v.id().as_ref()), Some(&v1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct InProcessRouter {
+    id: RouterId,
+    published: Published,
+    keyless: Keyless,
+    control: Mutex<Control>,
+    memory: Option<Arc<dyn RouterMemory>>,
+    clock: Time,
+}
+
+/// What changes by orders: the rules' state, and what is certainly durable of it.
+struct Control {
+    core: RouterCore,
+    durable: Option<Record>,
+}
+
+/// Requests without a key so far; on a cache line of its own.
+#[repr(align(128))]
+#[derive(Debug)]
+struct Keyless {
+    count: AtomicU64,
+    origin: u64,
+}
+
+/// How a router is opened.
+#[derive(Debug)]
+pub struct RouterBuilder {
+    id: RouterId,
+    first: Split,
+    memory: Option<Arc<dyn RouterMemory>>,
+    clock: Option<Arc<dyn Clock>>,
+    boot: Option<u64>,
+}
+
+impl RouterBuilder {
+    /// Remembers what it was told here.
+    #[must_use]
+    pub fn memory(mut self, memory: Arc<dyn RouterMemory>) -> Self {
+        self.memory = Some(memory);
+        self
+    }
+
+    /// Uses this clock instead of the machine's; it must not go back.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// Uses this boot id instead of a random one; for reproducible tests. It must differ for every start.
+    #[must_use]
+    pub fn boot(mut self, boot: u64) -> Self {
+        self.boot = Some(boot);
+        self
+    }
+
+    /// Opens it. A record in its memory wins over the split that the builder was given.
+    ///
+    /// # Errors
+    /// The record cannot be read, is damaged or of an unknown format (nothing is overwritten), or the first record cannot be saved.
+    pub fn open(self) -> Result<InProcessRouter> {
+        let Self {
+            id,
+            first,
+            memory,
+            clock,
+            boot,
+        } = self;
+        let boot = boot.unwrap_or_else(|| RandomState::new().hash_one("boot"));
+        let saved = match &memory {
+            Some(memory) => memory.load()?,
+            None => None,
+        };
+        let core = match &saved {
+            Some(bytes) => RouterCore::restored(boot, read_record(&id, bytes)?),
+            None => RouterCore::new(boot, first),
+        };
+        let router = InProcessRouter {
+            published: Published::new(&view(&core)?),
+            id,
+            keyless: Keyless {
+                count: AtomicU64::new(0),
+                origin: RandomState::new().hash_one(boot),
+            },
+            control: Mutex::new(Control {
+                durable: saved.is_some().then(|| core.record()),
+                core,
+            }),
+            memory,
+            clock: clock.map_or_else(Time::machine, Time::Host),
+        };
+        router.save(&mut router.lock())?;
+        Ok(router)
+    }
+}
+
+impl InProcessRouter {
+    /// A router that serves this split's baseline the very first time; afterwards what its memory says.
+    pub fn builder(id: RouterId, first: Split) -> RouterBuilder {
+        RouterBuilder {
+            id,
+            first,
+            memory: None,
+            clock: None,
+            boot: None,
+        }
+    }
+
+    /// Where a request goes. Wait-free, without allocation, clock or lock; `now` is [`Self::now`], read once per request.
+    #[inline]
+    pub fn decide(&self, key: &Key<'_>, now: Timestamp) -> Decision {
+        let Some(view) = self.published.read() else {
+            return self.busy();
+        };
+        let live = !view.lapsed && now.as_millis() < view.deadline;
+        let candidate = view.candidate.filter(|_| live);
+        let chosen = match (key.pin, key.session) {
+            (Some(pin), _) => match (pin, candidate) {
+                (Pin::Candidate, Some(_)) => (Role::Candidate, Reason::Pinned),
+                _ => (Role::Baseline, Reason::Pinned),
+            },
+            (None, session) => {
+                let (place, reason) = match session {
+                    Some(bytes) => (place(bytes, view.salt), Reason::Assigned),
+                    None => (
+                        place(&self.chance().to_le_bytes(), view.salt),
+                        Reason::Keyless,
+                    ),
+                };
+                let place = u64::from(place);
+                if candidate.is_some() && place < view.candidate_below {
+                    (Role::Candidate, reason)
+                } else if live && place >= view.control_from {
+                    (Role::Control, reason)
+                } else {
+                    (Role::Baseline, reason)
+                }
+            }
+        };
+        let (role, mut reason) = chosen;
+        if !live {
+            reason = Reason::Lapsed;
+        }
+        if view.forced {
+            reason = Reason::Forced;
+        }
+        let version = match (role, candidate) {
+            (Role::Candidate, Some(slot)) => slot,
+            _ => view.baseline,
+        };
+        Decision {
+            role,
+            reason,
+            epoch: Epoch::new(view.epoch),
+            version,
+            randomised: key.randomised && live,
+            controlled: view.control_from < assign::END,
+        }
+    }
+
+    /// The version that a decision names.
+    pub fn version(&self, slot: VersionSlot) -> Option<&'static Version> {
+        slot.version()
+    }
+
+    /// The router's clock: the time base of decisions, leases and recordings.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Requests without a key so far.
+    pub fn keyless(&self) -> u64 {
+        self.keyless.count.load(Ordering::Relaxed)
+    }
+
+    /// What it serves now; installs no fence.
+    pub fn state(&self) -> RouterState {
+        self.lock().core.state(self.now())
+    }
+
+    /// Everything to the baseline at once, and for good: raises are refused until the rollout has ended. Needs neither
+    /// store nor controller.
+    ///
+    /// It pins the baseline of the split in force. While a promotion is under way routers may thus pin different versions; the
+    /// rollout, seeing a latch, goes back, and all of them then serve the old baseline.
+    ///
+    /// # Errors
+    /// It is in force in this process, but could not be made durable: a restart would forget it.
+    pub fn force_baseline(&self, why: &str) -> Result<()> {
+        let mut control = self.lock();
+        control.core.force_baseline(why, self.now());
+        self.publish(&control.core);
+        self.save(&mut control)
+    }
+
+    #[cold]
+    fn busy(&self) -> Decision {
+        let (version, epoch) = self.published.fallback();
+        Decision {
+            role: Role::Baseline,
+            reason: Reason::Busy,
+            epoch: Epoch::new(epoch),
+            version,
+            randomised: false,
+            controlled: false,
+        }
+    }
+
+    /// Another number for each request without a key, and for each process.
+    fn chance(&self) -> u64 {
+        self.keyless
+            .count
+            .fetch_add(1, Ordering::Relaxed)
+            .wrapping_add(self.keyless.origin)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Control> {
+        // It is changed by assignments that cannot panic half-way.
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes it durable unless it is.
+    fn save(&self, control: &mut Control) -> Result<()> {
+        let record = control.core.record();
+        if control.durable.as_ref() != Some(&record) {
+            // Until it has certainly been saved, nobody knows what is.
+            control.durable = None;
+            self.write(&record)?;
+            control.durable = Some(record);
+        }
+        Ok(())
+    }
+
+    fn write(&self, record: &Record) -> Result<()> {
+        let Some(memory) = &self.memory else {
+            return Ok(());
+        };
+        let bytes = serde_json::to_vec(record)
+            .map_err(|e| Error::permanent("a router's record cannot be written").because(e))?;
+        memory.save(&bytes).map_err(|e| {
+            Error::transient(format!(
+                "router {} could not make its state durable",
+                self.id
+            ))
+            .because(e)
+        })
+    }
+
+    /// Makes request threads see it. What it serves has been interned before; if not, what is in force stays.
+    fn publish(&self, core: &RouterCore) {
+        if let Ok(view) = view(core) {
+            self.published.write(&view);
+        }
+    }
+
+    /// Carries out a change. A raise is durable before it is in force; anything else is in force first, since it can only do
+    /// good. Either is durable before it is acknowledged.
+    fn change(
+        &self,
+        raises: bool,
+        rules: impl FnOnce(&mut RouterCore, Timestamp) -> std::result::Result<(), Refused>,
+    ) -> Result<RouterState> {
+        let mut control = self.lock();
+        let now = self.now();
+        control.core.pass(now);
+        let mut next = control.core.clone();
+        rules(&mut next, now).map_err(|refused| self.refused(&refused))?;
+        view(&next)?;
+        if raises {
+            let mut saved = Control {
+                core: next,
+                durable: control.durable.take(),
+            };
+            self.save(&mut saved)?;
+            *control = saved;
+            self.publish(&control.core);
+        } else {
+            control.core = next;
+            self.publish(&control.core);
+            self.save(&mut control)?;
+        }
+        Ok(control.core.state(now))
+    }
+
+    fn refused(&self, refused: &Refused) -> Error {
+        let kind = match refused {
+            Refused::Fenced { .. } => ErrorKind::Fenced,
+            _ => ErrorKind::Permanent,
+        };
+        Error::new(kind, format!("router {}: {refused}", self.id)).because(refused.clone())
+    }
+}
+
+/// A record, if this program can read it.
+fn read_record(id: &RouterId, bytes: &[u8]) -> Result<Record> {
+    #[derive(serde::Deserialize)]
+    struct Head {
+        format: llm_rollout::Format,
+    }
+    let damaged = |e: serde_json::Error| {
+        Error::permanent(format!(
+            "the record of router {id} is damaged; nothing was overwritten: restore it, or remove it to start from the store's split"
+        ))
+        .because(e)
+    };
+    let head: Head = serde_json::from_slice(bytes).map_err(damaged)?;
+    if !head.format.readable() {
+        return Err(Error::permanent(format!(
+            "the record of router {id} has format {}, which this program cannot read; nothing was overwritten",
+            head.format
+        )));
+    }
+    serde_json::from_slice(bytes).map_err(damaged)
+}
+
+fn view(core: &RouterCore) -> Result<View> {
+    let full = |e: TooManyVersions| Error::permanent(e.to_string()).because(e);
+    let split = core.split();
+    let baseline = VersionSlot::intern(&split.baseline).map_err(full)?;
+    let candidate = match &split.candidate {
+        Some(candidate) if split.share.basis_points() > 0 => {
+            Some(VersionSlot::intern(candidate).map_err(full)?)
+        }
+        _ => None,
+    };
+    Ok(View::new(
+        split,
+        baseline,
+        candidate,
+        core.deadline(),
+        core.lapsed(),
+        core.latched(),
+    ))
+}
+
+#[async_trait]
+impl TrafficRouter for InProcessRouter {
+    fn id(&self) -> &RouterId {
+        &self.id
+    }
+
+    fn capabilities(&self) -> RouterCapabilities {
+        RouterCapabilities {
+            fencing: Support::Native,
+            lease: Support::Native,
+        }
+    }
+
+    async fn observe(&self, fence: Fence) -> Result<RouterState> {
+        self.change(true, |core, now| core.observe(fence, now))
+    }
+
+    async fn set(&self, order: &Order) -> Result<RouterState> {
+        let raises = !matches!(order.direction, Direction::Back);
+        self.change(raises, |core, now| core.set(order, now))
+    }
+
+    async fn renew(&self, at: Position, clock: RouterClock) -> Result<RouterState> {
+        self.change(true, |core, now| core.renew(at, clock, now))
+    }
+}
+
+impl fmt::Debug for InProcessRouter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InProcessRouter")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a router's time comes from.
+enum Time {
+    /// Wall time as of its making, then monotonic.
+    Machine {
+        origin: Timestamp,
+        start: Instant,
+    },
+    Host(Arc<dyn Clock>),
+}
+
+impl Time {
+    fn machine() -> Self {
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Self::Machine {
+            origin: Timestamp::default().after(unix),
+            start: Instant::now(),
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        match self {
+            Self::Machine { origin, start } => origin.after(start.elapsed()),
+            Self::Host(clock) => clock.now(),
+        }
+    }
+}
