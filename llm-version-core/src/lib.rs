@@ -10,6 +10,7 @@
 //! `fs` (feature `fs`, on by default, standard library only).
 #![deny(missing_docs)]
 
+mod compat;
 mod content;
 mod contract;
 mod diff;
@@ -28,11 +29,15 @@ mod safetensors;
 mod verify;
 mod version;
 
+pub use compat::{Obstacle, Requirement, Safety, Step, Surroundings, Transition, transition};
 pub use content::{FileFormat, LfsPointer, SecretFound, find_secrets};
 pub use contract::{
     Contract, EmbeddingSpace, OutputField, OutputSchema, SpecialToken, TokenizerContract,
 };
-pub use diff::{Action, Change, Diff, Risk, Subject, diff};
+pub use diff::{
+    Action, BumpTooSmall, Change, Contents, Detail, Diff, MAX_COMPARED_BYTES, Risk, Subject, diff,
+    diff_contents,
+};
 pub use digest::{Digest, ParseDigestError};
 pub use id::{BundleRef, ParseIdError, VersionId};
 pub use json::{JsonError, MAX_INTEGER};

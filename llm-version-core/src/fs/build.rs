@@ -16,6 +16,7 @@ use super::shards::{self, Headers};
 use super::walk::{Found, Symlinks, Tree, walk};
 use super::{METADATA_FILE, OnProgress};
 use crate::content::{FileFormat, LfsPointer, SecretFound};
+use crate::diff::Contents;
 use crate::json::{self, JsonError};
 use crate::kind::{ComponentKind, has_extension};
 use crate::manifest::{CHUNK_BYTES, Component, Draft, Manifest, ManifestError, Tensor};
@@ -523,4 +524,22 @@ fn changes(before: &[Found], after: &[Found]) -> Vec<Problem> {
         .chain(after.iter().filter(|(path, _)| !before.contains_key(*path)))
         .map(|(path, _)| Problem::new(path.as_str(), ProblemKind::ChangedWhileReading))
         .collect()
+}
+
+/// The contents of a bundle directory, for [`diff_contents`](crate::diff_contents).
+#[derive(Debug, Clone, Copy)]
+pub struct Folder<'a>(&'a Path);
+
+impl<'a> Folder<'a> {
+    /// The bundle directory `dir`.
+    pub const fn new(dir: &'a Path) -> Self {
+        Self(dir)
+    }
+}
+
+impl Contents for Folder<'_> {
+    fn read(&self, component: &Component) -> Option<Vec<u8>> {
+        let path = component.path.as_str();
+        read_small(&self.0.join(path), path, component.size).ok()
+    }
 }

@@ -12,7 +12,7 @@ mod shards;
 mod verify;
 mod walk;
 
-pub use build::{BuildError, BuildOptions, Built, build};
+pub use build::{BuildError, BuildOptions, Built, Folder, build};
 pub use cache::{CacheError, HashCache};
 pub use problem::{Problem, ProblemKind, Warning, WarningKind};
 pub use verify::{VerifyError, VerifyOptions, VerifyReport, verify};

@@ -6,5 +6,6 @@ mod canonical;
 mod common;
 #[cfg(feature = "fs")]
 mod content;
+mod diff;
 #[cfg(feature = "fs")]
 mod tree;

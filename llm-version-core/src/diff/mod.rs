@@ -1,15 +1,23 @@
 //! What changed between two versions, the least bump that this requires, and the risk, which is another matter.
 
-use std::collections::BTreeMap;
+mod components;
+mod content;
+mod contract;
+mod facts;
+mod tensors;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use content::{Contents, MAX_COMPARED_BYTES};
 
 use crate::id::VersionId;
 use crate::kind::ComponentKind;
-use crate::manifest::{Component, Manifest};
+use crate::manifest::Manifest;
 use crate::path::ComponentPath;
-use crate::version::Bump;
+use crate::version::{Bump, Version};
 
 /// Which gates a change should have to pass: separate from the bump, since a patch to a prompt can change behaviour as
 /// much as a new model.
@@ -62,7 +70,32 @@ pub enum Subject {
     Lineage(String),
     /// The licences.
     Licences,
+    /// The tensors of all weights or adapters together, in whatever files they lie.
+    Tensors(ComponentKind),
 }
+
+/// A part of a change: what exactly differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Detail {
+    /// A value in a configuration.
+    Value {
+        /// Where, as a JSON pointer.
+        at: String,
+        /// The old value as JSON; `None` where it is new.
+        old: Option<String>,
+        /// The new value as JSON; `None` where it is gone.
+        new: Option<String>,
+    },
+    /// A text, as a unified diff.
+    Text(String),
+    /// Anything else, in words.
+    Note(String),
+}
+
+/// Details kept per change; what was left out is counted in a last note.
+const MOST_DETAILS: usize = 50;
 
 /// One thing that changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +111,59 @@ pub struct Change {
     pub risk: Risk,
     /// Why, in words.
     pub reason: String,
+    /// What exactly differs, where contents were compared.
+    pub details: Vec<Detail>,
+}
+
+impl Change {
+    fn new(
+        subject: Subject,
+        action: Action,
+        bump: Bump,
+        risk: Risk,
+        reason: impl Into<String>,
+    ) -> Self {
+        Self {
+            subject,
+            action,
+            bump,
+            risk,
+            reason: reason.into(),
+            details: Vec::new(),
+        }
+    }
+
+    fn with(mut self, mut details: Vec<Detail>) -> Self {
+        let more = details.len().saturating_sub(MOST_DETAILS);
+        details.truncate(MOST_DETAILS);
+        if more > 0 {
+            details.push(Detail::Note(format!("and {more} more")));
+        }
+        self.details = details;
+        self
+    }
+}
+
+/// The version number did not move as far as the changes require.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error(
+    "{old} -> {new} is {}, but the changes require {required}: {why}; the next version is {next}",
+    declared.map_or_else(|| "a step back".to_owned(), |b| format!("a step of size `{b}`"))
+)]
+#[non_exhaustive]
+pub struct BumpTooSmall {
+    /// The older version.
+    pub old: Version,
+    /// The newer version.
+    pub new: Version,
+    /// The step between them; `None` when it goes back.
+    pub declared: Option<Bump>,
+    /// The step required.
+    pub required: Bump,
+    /// The first reason.
+    pub why: String,
+    /// The least version that suffices.
+    pub next: String,
 }
 
 /// Everything that changed between two versions.
@@ -109,7 +195,33 @@ impl Diff {
 
     /// Whether the version number moved at least as far as the changes require.
     pub fn bump_suffices(&self) -> bool {
-        self.declared().is_some_and(|bump| bump >= self.required())
+        self.check_bump().is_ok()
+    }
+
+    /// Refuses a version number that did not move as far as the changes require; moving further is allowed.
+    ///
+    /// # Errors
+    /// Names the step required, the reason and the least version that suffices.
+    pub fn check_bump(&self) -> Result<(), BumpTooSmall> {
+        let (declared, required) = (self.declared(), self.required());
+        if declared.is_some_and(|bump| bump >= required) {
+            return Ok(());
+        }
+        let old = self.old.version();
+        let why = self.reasons().next().map_or_else(
+            || "versions only grow".to_owned(),
+            |c| format!("{} {} ({})", c.subject, c.action, c.reason),
+        );
+        Err(BumpTooSmall {
+            old,
+            new: self.new.version(),
+            declared,
+            required,
+            why,
+            next: old
+                .bumped(required)
+                .map_or_else(|| "out of range".to_owned(), |v| v.to_string()),
+        })
     }
 
     /// The highest risk among the changes.
@@ -149,85 +261,36 @@ impl Diff {
 /// assert!(!diff.bump_suffices());
 /// ```
 pub fn diff(old: &Manifest, new: &Manifest) -> Diff {
+    compare(old, new, None)
+}
+
+/// Compares two manifests and the contents of small files that differ: configurations key by key, prompts as unified
+/// diffs, tokenizers by vocabulary, merges and special tokens.
+///
+/// With contents the verdict is often milder than [`diff`] alone can give: a reformatted configuration is no new
+/// architecture. A file that `old_contents` or `new_contents` cannot give is weighed as by [`diff`].
+pub fn diff_contents(
+    old: &Manifest,
+    new: &Manifest,
+    old_contents: &dyn Contents,
+    new_contents: &dyn Contents,
+) -> Diff {
+    compare(old, new, Some((old_contents, new_contents)))
+}
+
+type Both<'a> = Option<(&'a dyn Contents, &'a dyn Contents)>;
+
+fn compare(old: &Manifest, new: &Manifest, contents: Both<'_>) -> Diff {
     let mut changes = Vec::new();
-    components(old, new, &mut changes);
-    changes.sort_by(|a: &Change, b: &Change| a.subject.cmp(&b.subject));
+    let covered = tensors::compare(old, new, &mut changes);
+    components::compare(old, new, &covered, contents, &mut changes);
+    contract::compare(old.contract(), new.contract(), &mut changes);
+    facts::compare(old, new, &mut changes);
+    changes.sort_by(|a, b| (&a.subject, a.action).cmp(&(&b.subject, b.action)));
     Diff {
         old: old.id().clone(),
         new: new.id().clone(),
         changes,
-    }
-}
-
-fn components(old: &Manifest, new: &Manifest, changes: &mut Vec<Change>) {
-    let by_path = |m: &'_ Manifest| -> BTreeMap<ComponentPath, Component> {
-        m.components()
-            .iter()
-            .map(|c| (c.path.clone(), c.clone()))
-            .collect()
-    };
-    let (before, after) = (by_path(old), by_path(new));
-    let mut note = |component: &Component, action| {
-        let (bump, risk, what) = weigh(component.kind);
-        changes.push(Change {
-            subject: Subject::Component {
-                kind: component.kind,
-                path: component.path.clone(),
-            },
-            action,
-            bump,
-            risk,
-            reason: what.to_owned(),
-        });
-    };
-    for (path, component) in &before {
-        match after.get(path) {
-            None => note(component, Action::Removed),
-            Some(other) if (other.digest, other.kind) != (component.digest, component.kind) => {
-                note(other, Action::Modified);
-            }
-            Some(_) => {}
-        }
-    }
-    for (path, component) in &after {
-        if !before.contains_key(path) {
-            note(component, Action::Added);
-        }
-    }
-}
-
-/// What a change to a component of this kind means when nothing more is known.
-const fn weigh(kind: ComponentKind) -> (Bump, Risk, &'static str) {
-    match kind {
-        ComponentKind::ModelConfig => (
-            Bump::Major,
-            Risk::Interface,
-            "architecture or shape may differ",
-        ),
-        ComponentKind::Tokenizer => (Bump::Major, Risk::Interface, "token ids may differ"),
-        ComponentKind::ChatTemplate => (
-            Bump::Major,
-            Risk::Interface,
-            "the conversation format may differ",
-        ),
-        ComponentKind::Code => (Bump::Major, Risk::Interface, "model code may do anything"),
-        ComponentKind::Weights | ComponentKind::WeightsIndex => {
-            (Bump::Minor, Risk::Behavioural, "the weights differ")
-        }
-        ComponentKind::Adapter => (Bump::Minor, Risk::Behavioural, "the adapters differ"),
-        ComponentKind::Prompt => (Bump::Minor, Risk::Behavioural, "the prompt differs"),
-        ComponentKind::FewShot => (Bump::Minor, Risk::Behavioural, "the examples differ"),
-        ComponentKind::Safety => (Bump::Minor, Risk::Safety, "the guardrails differ"),
-        ComponentKind::Other => (
-            Bump::Minor,
-            Risk::Behavioural,
-            "a file of unknown purpose differs",
-        ),
-        ComponentKind::Generation => (Bump::Patch, Risk::Behavioural, "sampling parameters differ"),
-        ComponentKind::Routing => (Bump::Patch, Risk::Operational, "routing rules differ"),
-        ComponentKind::Dependencies => {
-            (Bump::Patch, Risk::Operational, "dependency versions differ")
-        }
     }
 }
 
@@ -261,6 +324,21 @@ impl fmt::Display for Subject {
             Self::Dependency(name) => write!(f, "dependency {name}"),
             Self::Lineage(field) => write!(f, "lineage.{field}"),
             Self::Licences => f.write_str("licences"),
+            Self::Tensors(kind) => write!(f, "{kind}"),
+        }
+    }
+}
+
+impl fmt::Display for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value { at, old, new } => write!(
+                f,
+                "{at}: {} -> {}",
+                old.as_deref().unwrap_or("absent"),
+                new.as_deref().unwrap_or("absent")
+            ),
+            Self::Text(text) | Self::Note(text) => f.write_str(text),
         }
     }
 }
@@ -271,7 +349,12 @@ impl fmt::Display for Change {
             f,
             "{} {}: {} ({} bump, {} risk)",
             self.action, self.subject, self.reason, self.bump, self.risk
-        )
+        )?;
+        self.details.iter().try_for_each(|detail| {
+            let text = detail.to_string();
+            text.lines()
+                .try_for_each(|line| write!(f, "\n      {line}"))
+        })
     }
 }
 
