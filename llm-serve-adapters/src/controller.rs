@@ -76,7 +76,8 @@ pub(crate) struct Controller {
     store_down_since: Option<Timestamp>,
     next_look: Option<Timestamp>,
     next_round: Timestamp,
-    source_failed: bool,
+    /// What the machine's clock lags behind the log: time never goes back over a restart.
+    behind: Duration,
 }
 
 /// An append whose outcome is unknown: nothing goes forward until the log has been read again.
@@ -108,21 +109,17 @@ impl Controller {
             doubt: None,
             store_down_since: None,
             next_look: None,
-            next_round: now,
-            source_failed: false,
+            next_round: Timestamp::default(),
+            behind: Duration::ZERO,
         };
         controller.read_log().await?;
+        controller.behind = controller.ledger.latest.since(now);
         if controller.ledger.production.is_none() {
             let event = Event::Bootstrapped { version: bootstrap.clone(), at: now };
             controller.append(event).await?;
         }
         controller.publish();
         Ok((controller, watching))
-    }
-
-    /// What replicas serve as far as the log says.
-    pub(crate) fn ledger(&self) -> &Ledger {
-        &self.ledger
     }
 
     /// Runs until it is fenced out or every handle is gone.
@@ -334,8 +331,9 @@ impl Controller {
         match self.read_log().await {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::Transient => {
+                let retry_at = self.now().after(STORE_RETRY);
                 if let Some(doubt) = &mut self.doubt {
-                    doubt.retry_at = self.parts.clock.now().after(STORE_RETRY);
+                    doubt.retry_at = retry_at;
                 }
                 return Ok(false);
             }
@@ -393,11 +391,9 @@ impl Controller {
                         return Ok(());
                     }
                 }
-                self.source_failed = true;
                 return self.feed(Input::SourceFailed { reason: error.to_string() }).await;
             }
         };
-        self.source_failed = false;
         let judgement = match checkpoint.evidence.observe(&gates, &reading.window) {
             Ok(judgement) => judgement,
             Err(bad) => return self.feed(Input::SourceFailed { reason: bad.to_string() }).await,
@@ -465,7 +461,7 @@ impl Controller {
     }
 
     fn now(&self) -> Timestamp {
-        self.parts.clock.now()
+        self.parts.clock.now().after(self.behind)
     }
 
     async fn append(&mut self, event: Event) -> Result<()> {

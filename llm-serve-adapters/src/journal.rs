@@ -143,6 +143,8 @@ pub struct Ledger {
     pub production: Option<VersionId>,
     /// The newest epoch.
     pub epoch: Epoch,
+    /// The latest moment that an entry names.
+    pub latest: Timestamp,
     /// The newest rollout, until the next is submitted.
     pub rollout: Option<Rollout>,
     /// Its evidence.
@@ -169,11 +171,12 @@ impl Ledger {
             return Err(bad(format!("is not the next one, {}", self.next)));
         }
         match &entry.event {
-            Event::Bootstrapped { version, .. } => {
+            Event::Bootstrapped { version, at } => {
                 if self.production.is_some() {
                     return Err(bad("starts an endpoint that has been started".to_owned()));
                 }
                 self.production = Some(version.clone());
+                self.latest = self.latest.max(*at);
             }
             Event::Submitted { rollout } => {
                 if self.rollout.as_ref().is_some_and(|r| !r.is_settled()) {
@@ -186,6 +189,7 @@ impl Ledger {
                         self.outbox.pop_first();
                     }
                 }
+                self.latest = self.latest.max(rollout.state().since);
                 self.rollout = Some((**rollout).clone());
                 self.checkpoint = None;
                 self.largest_share = Share::NONE;
@@ -198,6 +202,7 @@ impl Ledger {
                 if let Some(checkpoint) = checkpoint {
                     self.checkpoint = Some(checkpoint.clone());
                 }
+                self.latest = self.latest.max(step.at);
                 let split = &step.state.split;
                 self.epoch = self.epoch.max(split.epoch);
                 self.largest_share = self.largest_share.max(split.share);

@@ -1,0 +1,207 @@
+//! A host in virtual time: real router, recorder, controller and store code, made-up requests.
+
+#![allow(dead_code, reason = "each test target uses its part")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use async_trait::async_trait;
+use llm_rollout::{EndpointId, Fence, Plan, RolloutId, RouterId, Seq, Split};
+use llm_serve_adapters::host::{Error, Owned, Page, Result, RouterMemory, StateStore};
+use llm_serve_adapters::recorder::{Outcome, OutcomeClass};
+use llm_serve_adapters::router::{Key, Role};
+use llm_serve_adapters::store::MemoryStore;
+use llm_serve_adapters::{Bootstrap, Endpoint, EndpointBuilder};
+use llm_version_core::VersionId;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+pub fn version(n: u8) -> VersionId {
+    format!("chat/v{n}.0.0-{}", format!("{n:02x}").repeat(32)).parse().unwrap()
+}
+
+pub fn id(name: &str) -> RolloutId {
+    RolloutId::new(name).unwrap()
+}
+
+pub fn plan() -> Plan {
+    Plan::from_toml(
+        r#"
+        alpha = 0.05
+        look_every = "5s"
+        bake = "30s"
+        [metrics]
+        faults = { fault = {} }
+        [[gates]]
+        metric = "faults"
+        weight = 1.0
+        [[stages]]
+        serve = 5.0
+        dwell = "2m"
+        limit = "20m"
+        min_samples = 50
+        [[stages]]
+        serve = 50.0
+        dwell = "2m"
+        limit = "20m"
+        min_samples = 50
+        [triggers]
+        candidate_silent = "30s"
+        no_verdict = "3m"
+        [lease]
+        ttl = "20s"
+        renew_every = "5s"
+        grace = "1m"
+        lapses = 9
+        [outcomes]
+        shift = "2m"
+    "#,
+    )
+    .unwrap()
+}
+
+/// A store that can be cut off.
+#[derive(Debug, Clone, Default)]
+pub struct Cuttable {
+    inner: MemoryStore,
+    down: Arc<AtomicBool>,
+    /// The next append is stored, and then reported as lost.
+    lose_reply: Arc<AtomicBool>,
+    pub appends: Arc<AtomicU64>,
+}
+
+impl Cuttable {
+    pub fn cut(&self, down: bool) {
+        self.down.store(down, Ordering::SeqCst);
+    }
+
+    pub fn lose_next_reply(&self) {
+        self.lose_reply.store(true, Ordering::SeqCst);
+    }
+
+    fn up(&self) -> Result<()> {
+        if self.down.load(Ordering::SeqCst) { Err(Error::transient("the store is cut off")) } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl StateStore for Cuttable {
+    async fn acquire(&self, endpoint: &EndpointId) -> Result<Owned> {
+        self.up()?;
+        self.inner.acquire(endpoint).await
+    }
+
+    async fn append(&self, endpoint: &EndpointId, fence: Fence, at: Seq, entry: &[u8], split: Option<&Split>) -> Result<()> {
+        self.up()?;
+        self.inner.append(endpoint, fence, at, entry, split).await?;
+        self.appends.fetch_add(1, Ordering::SeqCst);
+        if self.lose_reply.swap(false, Ordering::SeqCst) {
+            return Err(Error::transient("the reply was lost"));
+        }
+        Ok(())
+    }
+
+    async fn read(&self, endpoint: &EndpointId, from: Seq) -> Result<Page> {
+        self.up()?;
+        self.inner.read(endpoint, from).await
+    }
+
+    async fn split(&self, endpoint: &EndpointId) -> Result<Option<Split>> {
+        self.up()?;
+        self.inner.split(endpoint).await
+    }
+
+    fn router_memory(&self, endpoint: &EndpointId, router: &RouterId) -> Option<Arc<dyn RouterMemory>> {
+        self.inner.router_memory(endpoint, router)
+    }
+}
+
+/// One process: dropping it is `kill -9` as far as everything but the store is concerned.
+#[derive(Debug)]
+pub struct Host {
+    pub endpoint: Endpoint,
+    random: u64,
+    session: u64,
+}
+
+/// Probability of a fault by version.
+pub type Faults<'a> = &'a dyn Fn(&VersionId) -> f64;
+
+impl Host {
+    pub async fn start(store: &Cuttable) -> Self {
+        Self::with(store, |builder| builder).await
+    }
+
+    pub async fn with(store: &Cuttable, more: impl FnOnce(EndpointBuilder) -> EndpointBuilder) -> Self {
+        let builder = Endpoint::builder("chat", store.clone(), Bootstrap(version(1)));
+        Self { endpoint: more(builder).open().await.unwrap(), random: 42, session: 0 }
+    }
+
+    fn unit(&mut self) -> f64 {
+        // splitmix64
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Serves this many requests of new sessions; returns how many each version got.
+    pub fn serve(&mut self, requests: u32, faults: Faults<'_>) -> BTreeMap<VersionId, u32> {
+        let mut served = BTreeMap::new();
+        for _ in 0..requests {
+            self.session += 1;
+            let plane = self.endpoint.data_plane().clone();
+            let now = plane.router.now();
+            let key = format!("session-{}", self.session);
+            let decision = plane.router.decide(&Key::session(key.as_bytes()), now);
+            let served_by = VersionId::clone(plane.router.version(decision.version).unwrap().id());
+            let ticket = plane.recorder.begin(decision, now);
+            ticket.first_token(now);
+            let class = if self.unit() < faults(&served_by) { OutcomeClass::UpstreamError } else { OutcomeClass::Ok };
+            ticket.finish(Outcome::new(class), now.after(Duration::from_millis(80)));
+            *served.entry(served_by).or_insert(0) += 1;
+        }
+        served
+    }
+
+    /// The share of new sessions that the candidate would get right now.
+    pub fn candidate_share(&self) -> f64 {
+        let router = &self.endpoint.data_plane().router;
+        let now = router.now();
+        let on = (0..2_000u32).filter(|i| {
+            let key = format!("probe-{i}");
+            router.decide(&Key::session(key.as_bytes()), now).role == Role::Candidate
+        });
+        on.count() as f64 / 2_000.0
+    }
+
+    /// Lets virtual time pass, with this many requests a second.
+    pub async fn live(&mut self, seconds: u32, per_second: u32, faults: Faults<'_>) -> BTreeMap<VersionId, u32> {
+        let mut total = BTreeMap::new();
+        for _ in 0..seconds {
+            for (version, n) in self.serve(per_second, faults) {
+                *total.entry(version).or_insert(0) += n;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        total
+    }
+
+    /// Stops everything in this process at once.
+    pub async fn kill(self) {
+        drop(self.endpoint);
+        // Lets the controller's task see that nobody holds the endpoint any more.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// One per cent of all requests fail, whoever serves them.
+pub fn alike(_: &VersionId) -> f64 {
+    0.01
+}
+
+/// Version 2 fails one request in five.
+pub fn second_is_bad(v: &VersionId) -> f64 {
+    if *v == version(2) { 0.2 } else { 0.01 }
+}
