@@ -21,6 +21,7 @@ pub use exact::{
 };
 pub use intervals::{clopper_pearson, clopper_pearson_one_sided, newcombe, wilson};
 pub use means::{Welch, student_interval, welch, welch_moments};
+pub(crate) use proportions::needed;
 pub use proportions::{
     difference_non_inferiority, difference_score, ratio_non_inferiority, two_proportions,
 };

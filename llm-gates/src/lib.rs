@@ -14,13 +14,18 @@
 
 pub mod anytime;
 mod counts;
+pub mod drift;
 pub mod fixed;
 mod limits;
 mod live;
 mod moments;
+pub mod multiplicity;
 mod numbers;
+pub mod planner;
+pub mod quality;
 mod rate_ratio;
 pub mod special;
+pub mod spending;
 mod table;
 mod verdict;
 

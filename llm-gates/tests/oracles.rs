@@ -18,6 +18,8 @@ use serde_json::Value;
 
 #[path = "kinds/anytime.rs"]
 mod anytime;
+#[path = "kinds/design.rs"]
+mod design;
 #[path = "kinds/fixed.rs"]
 mod fixed;
 
@@ -85,7 +87,11 @@ fn answer(file: &str, kind: &str, args: &Value) -> Answer {
             .unwrap();
             vec![("log_e", rate_ratio(args, process).into())]
         }
-        _ => return fixed::answer(file, kind, args).or_else(|| anytime::answer(file, kind, args)),
+        _ => {
+            return fixed::answer(file, kind, args)
+                .or_else(|| anytime::answer(file, kind, args))
+                .or_else(|| design::answer(file, kind, args));
+        }
     })
 }
 
@@ -106,6 +112,11 @@ fn compare(expected: &Value, got: &Value, rtol: f64, atol: f64) -> Result<f64, S
             } else {
                 Err(format!("expected {e}, got {g}"))
             }
+        }
+        (Value::Object(e), Value::Object(g)) if e.len() == g.len() => {
+            e.iter().try_fold(0.0, |worst: f64, (k, e)| {
+                Ok(worst.max(compare(e, g.get(k).unwrap_or(&Value::Null), rtol, atol)?))
+            })
         }
         (e, g) if e == g => Ok(0.0),
         (e, g) => Err(format!("expected {e}, got {g}")),

@@ -181,7 +181,7 @@ mod tests {
         /// The restricted estimate maximises the likelihood: no other baseline rate makes the data more probable.
         #[test]
         fn the_restricted_estimate_is_the_most_likely(n1 in 5u64..2000, n2 in 5u64..2000, f1 in 0.01..0.99f64, f2 in 0.01..0.99f64, margin in 0.001..0.2f64) {
-            let (c, b) = (Counts::new(n1, (n1 as f64 * f1) as u64), Counts::new(n2, (n2 as f64 * f2) as u64));
+            let (c, b) = (Counts::new(n1, crate::numbers::whole(n1 as f64 * f1)), Counts::new(n2, crate::numbers::whole(n2 as f64 * f2)));
             let ln = |p: f64, k: u64| if k == 0 { 0.0 } else { k as f64 * p.max(1e-300).ln() };
             let likelihood = |r2: f64| {
                 let r1 = r2 + margin;

@@ -66,3 +66,20 @@ pub fn upper_quantile(df: f64, p: f64) -> f64 {
     }
     t
 }
+
+/// Power of a two-sided t-test at level `alpha` where the statistic has noncentrality `delta` >= 0: the normal tail averaged over the chi distribution.
+pub(crate) fn noncentral_two_sided(df: f64, delta: f64, alpha: f64) -> f64 {
+    let critical = upper_quantile(df, 0.5 * alpha);
+    // ln density of s = sqrt(chi2 / df), around its mode near 1 with deviation about 1 / sqrt(2 df).
+    let constant =
+        std::f64::consts::LN_2 + 0.5 * df * libm::log(0.5 * df) - super::gamma::ln_gamma(0.5 * df);
+    let density = |s: f64| libm::exp(constant + (df - 1.0) * libm::log(s) - 0.5 * df * s * s);
+    let tails = |s: f64| normal::sf(critical * s - delta) + normal::cdf(-critical * s - delta);
+    let reach = 10.0 / libm::sqrt(2.0 * df);
+    super::quadrature::integral(
+        |s| density(s) * tails(s),
+        (1.0 - reach).max(1e-12),
+        1.0 + reach.max(10.0 / df),
+        16,
+    )
+}
