@@ -15,6 +15,7 @@ mod versions;
 pub use self::assign::place;
 pub use self::core::{Refused, RouterCore};
 pub use self::decision::{Decision, Key, Pin, Reason, Role};
+pub(crate) use self::versions::Grow;
 pub use self::versions::{Version, VersionSlot};
 
 use self::core::Record;

@@ -1,0 +1,140 @@
+//! Counts what happens to requests: by epoch, role and outcome, without a lock on the request path.
+//!
+//! Each thread writes counters of its own; reading sums them up while they go on being written. A [`Ticket`] follows one
+//! request from its decision to its end. The [`Recorder`] is a [`crate::host::MetricSource`]: it hands over what has been
+//! counted since a cursor, of requests that chance assigned; pins, retries and the like are counted apart.
+//!
+//! Memory: about 15 KB for each thread, role and epoch in use, the last four epochs; 24 bytes for each thread and
+//! version; 32 KB for the candidate requests that wait for a first token, 4 096 at the most.
+
+mod cell;
+mod histogram;
+mod shard;
+mod snapshot;
+mod source;
+#[cfg(test)]
+mod tests;
+mod ticket;
+mod waiting;
+
+pub use self::snapshot::{Row, Snapshot};
+pub use self::ticket::{Outcome, OutcomeClass, Ticket};
+
+use self::cell::FLAG_COUNT;
+use self::shard::{Registry, on_own};
+use crate::host::{Error, Result};
+use crate::router::{Decision, VersionSlot};
+use llm_rollout::{Epoch, Timestamp};
+use llm_version_core::VersionId;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+/// Counts what happens to requests. One for each endpoint of a process.
+#[derive(Debug)]
+pub struct Recorder {
+    registry: Arc<Registry>,
+    /// Differs for every recorder: its counts begin at zero.
+    boot: u64,
+    overload_is_fault: bool,
+}
+
+impl Recorder {
+    /// The most flags that a recorder knows.
+    pub const MAX_FLAGS: usize = FLAG_COUNT;
+
+    /// A recorder with these flags: what a host may raise on a request (a failed check, a thumbs-down).
+    ///
+    /// # Errors
+    /// More than [`Self::MAX_FLAGS`], an empty name, or a name twice.
+    pub fn new<I: IntoIterator<Item = S>, S: Into<String>>(flags: I) -> Result<Self> {
+        let flags = flags
+            .into_iter()
+            .take(FLAG_COUNT + 1)
+            .map(Into::into)
+            .collect::<Vec<String>>();
+        if flags.len() > FLAG_COUNT {
+            return Err(Error::permanent(format!(
+                "a recorder knows at most {FLAG_COUNT} flags"
+            )));
+        }
+        for (i, flag) in flags.iter().enumerate() {
+            if flag.is_empty() || flags[..i].contains(flag) {
+                return Err(Error::permanent(format!(
+                    "flag {flag:?} is empty or there twice"
+                )));
+            }
+        }
+        let boot = RandomState::new().hash_one("recorder");
+        Ok(Self {
+            registry: Registry::new(flags),
+            boot,
+            overload_is_fault: false,
+        })
+    }
+
+    /// Counts overload as the version's fault: right where the load is within the declared capacity.
+    #[must_use]
+    pub fn overload_is_fault(mut self, yes: bool) -> Self {
+        self.overload_is_fault = yes;
+        self
+    }
+
+    /// Its flags, in order: bit 0 of [`Ticket::raise`] is the first.
+    pub fn flags(&self) -> &[String] {
+        &self.registry.flags
+    }
+
+    /// A request begins. Without lock, clock or (once the thread is warm) allocation.
+    #[inline]
+    pub fn begin(&self, decision: Decision, now: Timestamp) -> Ticket {
+        let registry = &self.registry;
+        let begin = |shard: &Arc<_>| Ticket::begin(shard, decision, now);
+        on_own(registry.recorder, registry.own(), begin)
+            .unwrap_or_else(|| registry.on_retired(begin))
+    }
+
+    /// Requests that are running on a version, whatever split they were assigned under.
+    pub fn in_flight(&self, version: &VersionId) -> u64 {
+        let Some(slot) = VersionSlot::find(version) else {
+            return 0;
+        };
+        let (begun, ended, _) = self.registry.load(slot);
+        // Read one after the other while requests go on: never below zero.
+        begun.saturating_sub(ended)
+    }
+
+    /// Everything that it holds.
+    ///
+    /// # Errors
+    /// `Transient`: a recording thread was interrupted in the middle of a write.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        let totals = self
+            .registry
+            .totals(None)
+            .map_err(|e| Error::transient(e.to_string()).because(e))?;
+        let row = |((epoch, kind), (subject, totals)): (
+            (u64, shard::Kind),
+            (cell::Subject, cell::Totals),
+        )| Row {
+            epoch: Epoch::new(epoch),
+            role: kind.role(),
+            randomised: kind.randomised(),
+            version: subject.version,
+            flags: Arc::clone(&self.registry.flags),
+            totals,
+        };
+        Ok(Snapshot {
+            rows: totals.into_iter().map(row).collect(),
+            late: self.registry.late(),
+            untracked: self.registry.waiting.untracked(),
+        })
+    }
+}
+
+impl Decision {
+    /// The request begins: see [`Recorder::begin`].
+    #[inline]
+    pub fn begin(self, recorder: &Recorder, now: Timestamp) -> Ticket {
+        recorder.begin(self, now)
+    }
+}
