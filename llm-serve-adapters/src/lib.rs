@@ -7,7 +7,11 @@ pub mod host;
 #[cfg(any(feature = "openai", feature = "webhook"))]
 mod http_client;
 pub mod notify;
+mod plane;
+pub mod recorder;
 pub mod router;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+
+pub use plane::DataPlane;
