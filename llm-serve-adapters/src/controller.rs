@@ -11,6 +11,7 @@ use crate::host::{
     Clock, Error, ErrorKind, Evaluator, MetricSource, Notifier, Owned, Query, Result, ServingBackend, StateStore,
     TrafficRouter,
 };
+use crate::recorder::Recorder;
 use crate::journal::{Checkpoint, Entry, Event, Ledger};
 use jobs::{Finished, Jobs};
 use llm_rollout::{
@@ -29,6 +30,7 @@ pub(crate) struct Parts {
     pub(crate) store: Arc<dyn StateStore>,
     pub(crate) routers: Vec<Arc<dyn TrafficRouter>>,
     pub(crate) source: Arc<dyn MetricSource>,
+    pub(crate) recorder: Arc<Recorder>,
     pub(crate) backend: Option<Arc<dyn ServingBackend>>,
     pub(crate) evaluator: Option<Arc<dyn Evaluator>>,
     pub(crate) notifiers: Vec<Arc<dyn Notifier>>,

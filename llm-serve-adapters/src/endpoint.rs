@@ -185,6 +185,7 @@ impl EndpointBuilder {
             store: Arc::clone(&self.store),
             routers,
             source: self.source.unwrap_or_else(|| Arc::clone(&recorder) as Arc<dyn MetricSource>),
+            recorder: Arc::clone(&recorder),
             backend: self.backend,
             evaluator: self.evaluator,
             notifiers: self.notifiers,
@@ -193,7 +194,7 @@ impl EndpointBuilder {
         let (controller, status) = Controller::start(parts, &self.bootstrap).await.map_err(failed)?;
         let (mailbox, messages) = mpsc::channel(MAILBOX);
         tokio::spawn(controller.run(messages));
-        Ok(Endpoint { id, store: self.store, plane: DataPlane { router, recorder }, mailbox, status })
+        Ok(Endpoint { id, store: self.store, plane: DataPlane::new(router, recorder), mailbox, status })
     }
 }
 

@@ -3,9 +3,13 @@
 
 #[cfg(feature = "openai")]
 pub mod backend;
+mod clock;
+mod controller;
+mod endpoint;
 pub mod host;
 #[cfg(any(feature = "openai", feature = "webhook"))]
 mod http_client;
+pub mod journal;
 pub mod notify;
 mod plane;
 pub mod recorder;
@@ -15,3 +19,8 @@ pub mod store;
 pub mod testing;
 
 pub use plane::DataPlane;
+
+pub use clock::SystemClock;
+pub use endpoint::{
+    Bootstrap, CommandError, Endpoint, EndpointBuilder, OpenError, Run, Status, SubmitError,
+};

@@ -9,7 +9,7 @@ mod core;
 mod decision;
 mod published;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod versions;
 
 pub use self::assign::place;

@@ -184,9 +184,12 @@ async fn evaluate(parts: &Parts, evaluation: Option<Evaluation>) -> Answer {
 /// Waits until nothing runs on the version, at most until the deadline; what still runs then is cut off by retiring it.
 async fn drain(parts: &Parts, version: &VersionId, deadline: Duration) -> Answer {
     let end = parts.clock.now().after(deadline);
-    let Some(backend) = &parts.backend else { return Answer::Outcome(Outcome::Ok) };
     loop {
-        let running = backend.in_flight(version).await;
+        let own = parts.recorder.in_flight(version);
+        let running = match &parts.backend {
+            Some(backend) => backend.in_flight(version).await.map(|n| n.map(|n| n.max(own))),
+            None => Ok(Some(own)),
+        };
         if let Ok(Some(0)) = running {
             return Answer::Outcome(Outcome::Ok);
         }

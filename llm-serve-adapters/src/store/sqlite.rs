@@ -25,7 +25,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// split and record carries a checksum; what is damaged or missing is a `Permanent` error that names it, and nothing is ever
 /// overwritten. Calls run in order on a thread of the store's own, under any executor, and take 10 seconds at most.
 /// Beside the file lie `-wal` (a part of it while the store is open) and `.lock` (who has it open; leave it there).
-/// Clones share the store; the file is closed with the last clone and the last [`RouterMemory`] of it.
+/// Clones share the store; the file is closed with the last clone and the last [`RouterMemory`] of it, which waits until calls
+/// that are under way have ended (5 seconds at most).
 ///
 /// ```
 /// use llm_serve_adapters::host::StateStore;
@@ -43,8 +44,8 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the file, creating it if it is not there. Blocks for as long as its structure takes to check (milliseconds for
-    /// the logs of a year).
+    /// Opens the file, creating it if it is not there. Blocks for some milliseconds, however long the logs are: what is damaged
+    /// deep inside is found when it is read.
     ///
     /// # Errors
     /// `Transient` if it is open elsewhere or the disk is full; `Permanent` if it cannot be written, is damaged, is not one of

@@ -6,7 +6,7 @@
 use async_trait::async_trait;
 use llm_rollout::{EndpointId, Fence, Plan, RolloutId, RouterId, Seq, Split};
 use llm_serve_adapters::host::{Error, Owned, Page, Result, RouterMemory, StateStore};
-use llm_serve_adapters::recorder::{Outcome, OutcomeClass};
+use llm_serve_adapters::recorder::OutcomeClass;
 use llm_serve_adapters::router::{Key, Role};
 use llm_serve_adapters::store::MemoryStore;
 use llm_serve_adapters::{Bootstrap, Endpoint, EndpointBuilder};
@@ -16,15 +16,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-pub fn version(n: u8) -> VersionId {
+pub(crate) fn version(n: u8) -> VersionId {
     format!("chat/v{n}.0.0-{}", format!("{n:02x}").repeat(32)).parse().unwrap()
 }
 
-pub fn id(name: &str) -> RolloutId {
+pub(crate) fn id(name: &str) -> RolloutId {
     RolloutId::new(name).unwrap()
 }
 
-pub fn plan() -> Plan {
+pub(crate) fn plan() -> Plan {
     Plan::from_toml(
         r#"
         alpha = 0.05
@@ -62,20 +62,20 @@ pub fn plan() -> Plan {
 
 /// A store that can be cut off.
 #[derive(Debug, Clone, Default)]
-pub struct Cuttable {
+pub(crate) struct Cuttable {
     inner: MemoryStore,
     down: Arc<AtomicBool>,
     /// The next append is stored, and then reported as lost.
     lose_reply: Arc<AtomicBool>,
-    pub appends: Arc<AtomicU64>,
+    pub(crate) appends: Arc<AtomicU64>,
 }
 
 impl Cuttable {
-    pub fn cut(&self, down: bool) {
+    pub(crate) fn cut(&self, down: bool) {
         self.down.store(down, Ordering::SeqCst);
     }
 
-    pub fn lose_next_reply(&self) {
+    pub(crate) fn lose_next_reply(&self) {
         self.lose_reply.store(true, Ordering::SeqCst);
     }
 
@@ -118,21 +118,21 @@ impl StateStore for Cuttable {
 
 /// One process: dropping it is `kill -9` as far as everything but the store is concerned.
 #[derive(Debug)]
-pub struct Host {
-    pub endpoint: Endpoint,
+pub(crate) struct Host {
+    pub(crate) endpoint: Endpoint,
     random: u64,
     session: u64,
 }
 
 /// Probability of a fault by version.
-pub type Faults<'a> = &'a dyn Fn(&VersionId) -> f64;
+pub(crate) type Faults<'a> = &'a dyn Fn(&VersionId) -> f64;
 
 impl Host {
-    pub async fn start(store: &Cuttable) -> Self {
+    pub(crate) async fn start(store: &Cuttable) -> Self {
         Self::with(store, |builder| builder).await
     }
 
-    pub async fn with(store: &Cuttable, more: impl FnOnce(EndpointBuilder) -> EndpointBuilder) -> Self {
+    pub(crate) async fn with(store: &Cuttable, more: impl FnOnce(EndpointBuilder) -> EndpointBuilder) -> Self {
         let builder = Endpoint::builder("chat", store.clone(), Bootstrap(version(1)));
         Self { endpoint: more(builder).open().await.unwrap(), random: 42, session: 0 }
     }
@@ -147,7 +147,7 @@ impl Host {
     }
 
     /// Serves this many requests of new sessions; returns how many each version got.
-    pub fn serve(&mut self, requests: u32, faults: Faults<'_>) -> BTreeMap<VersionId, u32> {
+    pub(crate) fn serve(&mut self, requests: u32, faults: Faults<'_>) -> BTreeMap<VersionId, u32> {
         let mut served = BTreeMap::new();
         for _ in 0..requests {
             self.session += 1;
@@ -156,17 +156,17 @@ impl Host {
             let key = format!("session-{}", self.session);
             let decision = plane.router.decide(&Key::session(key.as_bytes()), now);
             let served_by = VersionId::clone(plane.router.version(decision.version).unwrap().id());
-            let ticket = plane.recorder.begin(decision, now);
+            let mut ticket = plane.recorder.begin(decision, now);
             ticket.first_token(now);
             let class = if self.unit() < faults(&served_by) { OutcomeClass::UpstreamError } else { OutcomeClass::Ok };
-            ticket.finish(Outcome::new(class), now.after(Duration::from_millis(80)));
+            ticket.finish(class, now.after(Duration::from_millis(80)));
             *served.entry(served_by).or_insert(0) += 1;
         }
         served
     }
 
     /// The share of new sessions that the candidate would get right now.
-    pub fn candidate_share(&self) -> f64 {
+    pub(crate) fn candidate_share(&self) -> f64 {
         let router = &self.endpoint.data_plane().router;
         let now = router.now();
         let on = (0..2_000u32).filter(|i| {
@@ -177,7 +177,7 @@ impl Host {
     }
 
     /// Lets virtual time pass, with this many requests a second.
-    pub async fn live(&mut self, seconds: u32, per_second: u32, faults: Faults<'_>) -> BTreeMap<VersionId, u32> {
+    pub(crate) async fn live(&mut self, seconds: u32, per_second: u32, faults: Faults<'_>) -> BTreeMap<VersionId, u32> {
         let mut total = BTreeMap::new();
         for _ in 0..seconds {
             for (version, n) in self.serve(per_second, faults) {
@@ -189,7 +189,7 @@ impl Host {
     }
 
     /// Stops everything in this process at once.
-    pub async fn kill(self) {
+    pub(crate) async fn kill(self) {
         drop(self.endpoint);
         // Lets the controller's task see that nobody holds the endpoint any more.
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -197,11 +197,11 @@ impl Host {
 }
 
 /// One per cent of all requests fail, whoever serves them.
-pub fn alike(_: &VersionId) -> f64 {
+pub(crate) fn alike(_: &VersionId) -> f64 {
     0.01
 }
 
 /// Version 2 fails one request in five.
-pub fn second_is_bad(v: &VersionId) -> f64 {
+pub(crate) fn second_is_bad(v: &VersionId) -> f64 {
     if *v == version(2) { 0.2 } else { 0.01 }
 }

@@ -129,11 +129,6 @@ impl Database {
             layout.pragma_update(None, "user_version", MAJOR * MINORS + MINOR)?;
             layout.commit()?;
             sync_folder(&self.path).map_err(|e| Setup::Refused(Error::transient(e)))?;
-        } else {
-            let check: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-            if check != "ok" {
-                return Err(damaged(&self.path, &check).into());
-            }
         }
         Ok(())
     }
