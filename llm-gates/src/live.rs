@@ -1,6 +1,7 @@
 //! Live evidence: what increments of both arms say, at any number of looks, under one false-alarm budget.
 
 mod evidence;
+mod metric;
 mod plan;
 mod window;
 

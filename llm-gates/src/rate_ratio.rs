@@ -279,6 +279,17 @@ impl RateRatio {
         self.theta0
     }
 
+    /// Tests another ratio from the next batch on. Each batch is a fair bet against the theta0 of its time, so the evidence stays valid as long as the new ratio was
+    /// chosen before the batch: the null hypothesis is that no batch exceeds its own theta0.
+    ///
+    /// # Errors
+    /// [`BadRateRatio::Theta0`] outside [0.001, 1000]; nothing changes then.
+    pub fn set_theta0(&mut self, theta0: f64) -> Result<(), BadRateRatio> {
+        check_theta0(theta0)?;
+        self.theta0 = theta0;
+        Ok(())
+    }
+
     /// Adds a batch of new, disjoint counts; one with an empty arm adds no evidence. Counts with more events than requests are cut to their requests:
     /// check with [`Counts::check`] first.
     pub fn observe(&mut self, candidate: Counts, baseline: Counts) {

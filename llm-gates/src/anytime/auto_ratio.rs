@@ -110,33 +110,29 @@ pub struct AutoRatio {
     block: Option<u64>,
     groups: [Counts; 2],
     /// Latent node probabilities per ratio and level; L; G of the current block; logN and N.
-    #[serde(with = "lists")]
+    #[serde(deserialize_with = "sized::<_, _, { RATIOS * LEVELS }>")]
     nodes: Vec<[f64; NODES]>,
+    #[serde(deserialize_with = "sized::<_, _, { RATIOS * LEVELS }>")]
     likelihood: Vec<f64>,
-    #[serde(with = "lists")]
+    #[serde(deserialize_with = "sized::<_, _, { RATIOS * SPREADS }>")]
     gains: Vec<[f64; NODES]>,
     numerator_before: f64,
     numerator: f64,
     log_e: f64,
 }
 
-/// Rows of fixed length, refused where there are too few.
-mod lists {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    use super::NODES;
-
-    pub(super) fn serialize<S: Serializer>(
-        rows: &[[f64; NODES]],
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        rows.serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<[f64; NODES]>, D::Error> {
-        Vec::deserialize(deserializer)
+/// A saved list of exactly N entries: state that was tampered with is refused rather than indexed.
+fn sized<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>, const N: usize>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    let list = Vec::deserialize(deserializer)?;
+    if list.len() == N {
+        Ok(list)
+    } else {
+        Err(serde::de::Error::invalid_length(
+            list.len(),
+            &"the entries of its grid",
+        ))
     }
 }
 
@@ -166,6 +162,21 @@ impl AutoRatio {
             numerator: 0.0,
             log_e: 0.0,
         })
+    }
+
+    /// Tests another ratio from the next look on; see [`crate::RateRatio::set_theta0`].
+    ///
+    /// # Errors
+    /// [`BadSample`] outside [0.001, 1000]; nothing changes then.
+    pub fn set_theta0(&mut self, theta0: f64) -> Result<(), BadSample> {
+        parameter(
+            (1e-3..=1e3).contains(&theta0),
+            "theta0",
+            theta0,
+            "lie between 0.001 and 1000",
+        )?;
+        self.ln_theta0 = libm::log(theta0);
+        Ok(())
     }
 
     /// The latent noise's distribution over its 11 nodes, -3 to 3 standard deviations.
@@ -226,6 +237,11 @@ impl AutoRatio {
     /// ln(1 / (alpha - alpha1)): reject at level `alpha` where the evidence is at least this.
     pub fn bound(&self, alpha: f64) -> f64 {
         -libm::log((alpha - self.alpha1).max(0.0))
+    }
+
+    /// Part of the error spent on excluding noise levels.
+    pub const fn alpha1(&self) -> f64 {
+        self.alpha1
     }
 
     /// How many blocks of history have said something about the noise.

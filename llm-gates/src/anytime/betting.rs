@@ -30,7 +30,11 @@ impl Scores {
         }
     }
 
-    fn check(self) -> Result<(), BadSample> {
+    /// Checks that scores in [0, 1] can have these sums.
+    ///
+    /// # Errors
+    /// [`BadSample`] where they cannot.
+    pub fn check(self) -> Result<(), BadSample> {
         let n = self.n as f64 * (1.0 + 1e-9) + 1e-9;
         parameter(
             self.sum >= 0.0 && self.sum <= n,
@@ -64,16 +68,16 @@ pub struct BoundedMeans {
 }
 
 impl BoundedMeans {
-    /// Against "the candidate's mean exceeds the baseline's by at most `margin`", in [0, 1). Greater must mean worse: give 1 - x for scores of quality.
+    /// Against "the candidate's mean exceeds the baseline's by at most `margin`", in (-1, 1); a negative margin asks for evidence that it is not lower by that much. Greater must mean worse: give 1 - x for scores of quality.
     ///
     /// # Errors
-    /// [`BadSample`] for a margin outside [0, 1).
+    /// [`BadSample`] for a margin outside (-1, 1).
     pub fn new(margin: f64) -> Result<Self, BadSample> {
         parameter(
-            (0.0..1.0).contains(&margin),
+            margin.abs() < 1.0,
             "margin",
             margin,
-            "be at least 0 and below 1",
+            "lie above -1 and below 1",
         )?;
         Ok(Self {
             margin,
@@ -103,7 +107,7 @@ impl BoundedMeans {
             0.0
         };
         let variance = (spread + 0.25) / (n + 1.0) * (1.0 / n_c + 1.0 / n_b);
-        let cap = 0.5 / (1.0 + self.margin);
+        let cap = 0.5 / (1.0 + self.margin.abs());
         self.logs.add(
             DELTA
                 .iter()

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Arm, BadWindow, GatePlan, Increment, LiveGate, PassWhen, Window};
+use super::metric::{Gain, MetricEvidence, Slice, Tolerated};
+use super::{Arm, BadWindow, GatePlan, PassWhen, Window};
+use crate::anytime::{AutoRatio, History};
+use crate::fixed::BadSample;
 use crate::numbers::log_sum_exp;
-use crate::{Action, Counts, Grid, RateRatio, Verdict};
+use crate::{Action, Counts, Verdict};
 
 /// Everything that the windows of one attempt have said, in O(1) state per metric. Save it with the cursor of the metric source.
 ///
@@ -18,19 +21,15 @@ pub struct Evidence {
     end: u64,
     failed: bool,
     metrics: BTreeMap<String, MetricEvidence>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct MetricEvidence {
-    candidate: Counts,
-    baseline: Counts,
-    /// Candidate samples of the current epoch that had a baseline beside them.
-    samples: u64,
-    /// Mantel-Haenszel sums over windows: k_c n_b / n and k_b n_c / n.
-    mantel_haenszel: (f64, f64),
-    harm: RateRatio,
+    /// Tests that have learnt the noise of a metric that no window has shown yet.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    history: BTreeMap<String, AutoRatio>,
+    /// Slices of users before the ramp, by metric and the candidate's share in basis points.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    slices: BTreeMap<String, BTreeMap<u16, Slice>>,
+    /// The slice that is exposed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    no_harm: Option<RateRatio>,
+    share: Option<u16>,
 }
 
 /// What one gate has seen.
@@ -49,8 +48,11 @@ pub struct GateEvidence {
     pub baseline: Counts,
     /// Ratio of the rates, stratified by window (Mantel and Haenszel 1959), for display; `None` while the baseline has no event.
     pub ratio: Option<f64>,
-    /// What this gate says by itself.
+    /// `Fail` where this gate is to blame (closed testing with the other rollback gates; at its own level for hold and warn), `Pass` where it has shown what the stage asks for.
     pub verdict: Verdict,
+    /// Ratio between the arms that their users alone may cause, from the period before the ramp, where that is above 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<f64>,
 }
 
 /// What all gates say after a window.
@@ -71,7 +73,7 @@ pub struct Judgement {
     pub samples: u64,
     /// ln of the weighted sum of the rollback gates' evidence; `f64::MIN` where there is no such gate.
     pub log_evidence: f64,
-    /// ln(1 / alpha): evidence of at least this rolls back.
+    /// ln(1 / alpha): evidence of at least this rolls back. Where tests learn noise, the part of alpha that this takes is left out, which adds ln(10 / 9) at most.
     pub bound: f64,
     /// Whether the evidence has reached the pause level.
     pub paused: bool,
@@ -79,60 +81,8 @@ pub struct Judgement {
     pub gates: Vec<GateEvidence>,
 }
 
-impl MetricEvidence {
-    fn new(gate: &LiveGate, pass: &PassWhen) -> Option<Self> {
-        let no_harm = match *pass {
-            PassWhen::NonInferior { margin, .. } => {
-                Some(RateRatio::new(1.0 / (1.0 + margin), Grid::Rr7).ok()?)
-            }
-            PassWhen::NoEvidenceOfHarm { .. } => None,
-        };
-        Some(Self {
-            candidate: Counts::default(),
-            baseline: Counts::default(),
-            samples: 0,
-            mantel_haenszel: (0.0, 0.0),
-            harm: RateRatio::new(1.0 + gate.margin, Grid::Rr7).ok()?,
-            no_harm,
-        })
-    }
-
-    fn observe(&mut self, candidate: Counts, baseline: Counts) {
-        self.candidate = Counts {
-            n: self.candidate.n.saturating_add(candidate.n),
-            k: self.candidate.k.saturating_add(candidate.k),
-        };
-        self.baseline = Counts {
-            n: self.baseline.n.saturating_add(baseline.n),
-            k: self.baseline.k.saturating_add(baseline.k),
-        };
-        if baseline.n > 0 {
-            self.samples = self.samples.saturating_add(candidate.n);
-        }
-        if candidate.n > 0 && baseline.n > 0 {
-            let (n_c, n_b) = (candidate.n as f64, baseline.n as f64);
-            self.mantel_haenszel.0 += candidate.k as f64 * n_b / (n_c + n_b);
-            self.mantel_haenszel.1 += baseline.k as f64 * n_c / (n_c + n_b);
-        }
-        self.harm.observe(candidate, baseline);
-        if let Some(no_harm) = &mut self.no_harm {
-            no_harm.observe(baseline, candidate);
-        }
-    }
-
-    /// Whether what this metric must show for a stage to pass has been shown.
-    fn passes(&self, gate: &LiveGate, pass: &PassWhen) -> bool {
-        self.samples >= pass.min_samples()
-            && match (*pass, &self.no_harm) {
-                (PassWhen::NoEvidenceOfHarm { .. }, _) => true,
-                (PassWhen::NonInferior { .. }, _) if gate.action == Action::Warn => true,
-                (PassWhen::NonInferior { beta, .. }, Some(no_harm)) => {
-                    no_harm.log_e() >= -libm::log(beta)
-                }
-                (PassWhen::NonInferior { .. }, None) => false,
-            }
-    }
-}
+/// Part of alpha that tests which learn noise spend on excluding noise levels.
+const NOISE_SHARE: f64 = 0.1;
 
 impl Evidence {
     /// No evidence yet.
@@ -150,13 +100,119 @@ impl Evidence {
         self.failed
     }
 
+    /// Learns the arms' noise from one block of 5 minutes in which the baseline served everybody, its replicas in two stable groups (the second empty where there is but
+    /// one). Three days of it are recommended. The metric is then tested with [`AutoRatio`]; a metric without history with [`crate::RateRatio`], which takes noise that outlasts a
+    /// window for harm.
+    ///
+    /// # Errors
+    /// [`BadWindow`] for a metric without a gate, counts that cannot be, or history after the metric's first window; nothing changes then.
+    pub fn learn(
+        &mut self,
+        plan: &GatePlan,
+        metric: &str,
+        groups: [Counts; 2],
+    ) -> Result<(), BadWindow> {
+        plan.validate()?;
+        let bad = |why| BadWindow::History {
+            metric: metric.to_owned(),
+            why,
+        };
+        let gate = plan
+            .gates
+            .iter()
+            .find(|g| g.metric == metric)
+            .ok_or_else(|| bad("has no gate that could use it"))?;
+        if self.metrics.contains_key(metric) {
+            return Err(bad(
+                "comes after the metric's first window: learn before the ramp",
+            ));
+        }
+        let counts = |source| BadWindow::Counts {
+            metric: metric.to_owned(),
+            arm: Arm::Baseline,
+            source,
+        };
+        if let Some(auto) = self.history.get_mut(metric) {
+            return auto.learn(groups).map_err(counts);
+        }
+        let share = if gate.action == Action::Rollback {
+            gate.weight
+        } else {
+            1.0
+        };
+        let history = if groups[1].n > 0 {
+            History::Groups
+        } else {
+            History::Pooled
+        };
+        let mut auto = AutoRatio::new(1.0, history, NOISE_SHARE * plan.alpha * share)
+            .map_err(|_| bad("needs a plan with a usable alpha"))?;
+        auto.learn(groups).map_err(counts)?;
+        self.history.insert(metric.to_owned(), auto);
+        Ok(())
+    }
+
+    /// Counts a future slice of users, named by the candidate's share in basis points, while the baseline still serves everybody: `candidate` for those who will get the
+    /// candidate at that share, `baseline` for the rest (or the control arm). Sticky users differ persistently, so two slices of one baseline differ too; the upper bound of their ratio enters
+    /// the null hypothesis once [`Evidence::expose`] says that the slice is exposed. 24 hours are recommended.
+    ///
+    /// # Errors
+    /// [`BadWindow`] for counts that cannot be, or once windows have been counted; nothing changes then.
+    pub fn learn_slice(
+        &mut self,
+        metric: &str,
+        share: u16,
+        candidate: Counts,
+        baseline: Counts,
+    ) -> Result<(), BadWindow> {
+        if !self.metrics.is_empty() {
+            return Err(BadWindow::History {
+                metric: metric.to_owned(),
+                why: "comes after the first window: count slices before the ramp",
+            });
+        }
+        let slice = self
+            .slices
+            .get(metric)
+            .and_then(|s| s.get(&share))
+            .copied()
+            .unwrap_or_default();
+        let add = |arm, sum: Counts, more: Counts| {
+            more.check()
+                .and_then(|()| sum.plus(more))
+                .map_err(|source| BadWindow::Counts {
+                    metric: metric.to_owned(),
+                    arm,
+                    source,
+                })
+        };
+        let sum = Slice {
+            candidate: add(Arm::Candidate, slice.candidate, candidate)?,
+            baseline: add(Arm::Baseline, slice.baseline, baseline)?,
+        };
+        self.slices
+            .entry(metric.to_owned())
+            .or_default()
+            .insert(share, sum);
+        Ok(())
+    }
+
+    /// Says which slice of users, by the candidate's share in basis points, the following windows are about.
+    pub const fn expose(&mut self, share: u16) {
+        self.share = Some(share);
+    }
+
     /// Adds a window and says what all windows together mean.
     ///
     /// # Errors
     /// [`BadWindow`] when the window cannot be evidence; the evidence is then as it was.
     pub fn observe(&mut self, plan: &GatePlan, window: &Window) -> Result<Judgement, BadWindow> {
         plan.validate()?;
-        self.check(plan, window)?;
+        let fresh = self.check(plan, window)?;
+        for (name, metric) in fresh {
+            self.history.remove(&name);
+            self.metrics.insert(name, metric);
+        }
         if window.epoch > self.epoch {
             for metric in self.metrics.values_mut() {
                 metric.samples = 0;
@@ -165,31 +221,36 @@ impl Evidence {
         self.epoch = window.epoch;
         self.end = window.to;
         for gate in &plan.gates {
-            let Some(&Increment::Binary {
-                candidate,
-                baseline,
-            }) = window.metrics.get(&gate.metric)
-            else {
-                continue;
+            let tolerated = Tolerated {
+                users: self.users(&gate.metric),
+                at: window.from,
             };
-            let Some(fresh) = MetricEvidence::new(gate, &plan.pass) else {
-                continue;
-            };
-            let metric = self
+            let gain = window
                 .metrics
-                .entry(gate.metric.clone())
-                .or_insert_with(|| fresh.clone());
-            if metric.no_harm.is_none() {
-                // An earlier stage did not ask for non-inferiority; this one does.
-                metric.no_harm = fresh.no_harm;
+                .get(&gate.metric)
+                .and_then(|i| Gain::of(&gate.metric, i).ok());
+            if let (Some(metric), Some(gain)) = (self.metrics.get_mut(&gate.metric), gain) {
+                metric.ask(&plan.pass);
+                metric.observe(&gain, tolerated);
             }
-            metric.observe(candidate, baseline);
         }
         Ok(self.judge(plan, window))
     }
 
-    /// Everything that can be wrong with a window, before anything changes.
-    fn check(&self, plan: &GatePlan, window: &Window) -> Result<(), BadWindow> {
+    /// Bounds of the ratio that the exposed users alone may cause.
+    fn users(&self, metric: &str) -> (f64, f64) {
+        let slice = self
+            .share
+            .and_then(|share| self.slices.get(metric)?.get(&share));
+        slice.map_or((1.0, 1.0), Slice::bounds)
+    }
+
+    /// Everything that can be wrong with a window, before anything changes; returns the metrics that it is the first window of.
+    fn check(
+        &self,
+        plan: &GatePlan,
+        window: &Window,
+    ) -> Result<Vec<(String, MetricEvidence)>, BadWindow> {
         let &Window {
             epoch, from, to, ..
         } = window;
@@ -208,102 +269,132 @@ impl Evidence {
                 from,
             });
         }
+        let mut gains = BTreeMap::new();
         for (metric, increment) in &window.metrics {
-            let Increment::Binary {
-                candidate,
-                baseline,
-            } = increment;
+            let gain = Gain::of(metric, increment)?;
             let seen = self
                 .metrics
                 .get(metric)
                 .map(|m| (m.candidate, m.baseline))
                 .unwrap_or_default();
-            for (arm, counts, total) in [
-                (Arm::Candidate, candidate, seen.0),
-                (Arm::Baseline, baseline, seen.1),
+            for (arm, total, more) in [
+                (Arm::Candidate, seen.0, gain.candidate),
+                (Arm::Baseline, seen.1, gain.baseline),
             ] {
-                counts
-                    .check()
-                    .and_then(|()| total.plus(*counts))
-                    .map_err(|source| BadWindow::Counts {
-                        metric: metric.clone(),
-                        arm,
-                        source,
-                    })?;
+                total.plus(more).map_err(|source| BadWindow::Counts {
+                    metric: metric.clone(),
+                    arm,
+                    source,
+                })?;
             }
+            gain.candidate
+                .plus(gain.baseline)
+                .map_err(|source| BadWindow::Counts {
+                    metric: metric.clone(),
+                    arm: Arm::Baseline,
+                    source,
+                })?;
+            gains.insert(metric.as_str(), gain);
         }
+        let mut fresh = Vec::new();
         for gate in &plan.gates {
             let metric = || gate.metric.clone();
-            if !window.metrics.contains_key(&gate.metric) {
-                return Err(BadWindow::Missing { metric: metric() });
-            }
-            let (Some(saved), Some(fresh)) = (
-                self.metrics.get(&gate.metric),
-                MetricEvidence::new(gate, &plan.pass),
-            ) else {
-                continue;
+            let gain = gains
+                .get(gate.metric.as_str())
+                .ok_or_else(|| BadWindow::Missing { metric: metric() })?;
+            let unsuited = || BadWindow::Scores {
+                metric: metric(),
+                source: BadSample::Parameter {
+                    name: "margin",
+                    value: gate.margin,
+                    range: "be a difference of means below 1",
+                },
             };
-            let changed = |saved: &RateRatio, fresh: &RateRatio| {
-                (saved.theta0() - fresh.theta0()).abs() > 1e-12 * fresh.theta0()
-            };
-            let pairs = [
-                (Some(&saved.harm), Some(&fresh.harm)),
-                (saved.no_harm.as_ref(), fresh.no_harm.as_ref()),
-            ];
-            for (then, now) in pairs {
-                if let (Some(then), Some(now)) = (then, now)
-                    && changed(then, now)
-                {
-                    return Err(BadWindow::PlanChanged {
-                        metric: metric(),
-                        then: then.theta0(),
-                        now: now.theta0(),
-                    });
+            match self.metrics.get(&gate.metric) {
+                Some(saved) if saved.is_score() != gain.is_score() => {
+                    return Err(BadWindow::Kind { metric: metric() });
+                }
+                Some(saved) => {
+                    if let Some((then, now)) = saved.changed(gate, &plan.pass) {
+                        return Err(BadWindow::PlanChanged {
+                            metric: metric(),
+                            then,
+                            now,
+                        });
+                    }
+                    if let PassWhen::NonInferior { margin, .. } = plan.pass
+                        && saved.is_score()
+                        && margin >= 1.0
+                    {
+                        return Err(unsuited());
+                    }
+                }
+                None => {
+                    let learnt = self.history.get(&gate.metric).cloned();
+                    let new = MetricEvidence::new(gate, &plan.pass, gain.is_score(), learnt)
+                        .ok_or_else(unsuited)?;
+                    fresh.push((metric(), new));
                 }
             }
         }
-        Ok(())
+        Ok(fresh)
     }
 
     fn judge(&mut self, plan: &GatePlan, window: &Window) -> Judgement {
-        let bound = -libm::log(plan.alpha);
-        let mut gates = Vec::with_capacity(plan.gates.len());
-        let mut logs = Vec::with_capacity(plan.gates.len());
+        let gated: Vec<_> = plan
+            .gates
+            .iter()
+            .filter_map(|g| Some((g, self.metrics.get(&g.metric)?)))
+            .collect();
+        let rollback: Vec<_> = gated
+            .iter()
+            .filter(|(g, _)| g.action == Action::Rollback)
+            .collect();
+        let logs: Vec<_> = rollback
+            .iter()
+            .map(|(g, m)| libm::log(g.weight) + m.log_e())
+            .collect();
+        let spent: f64 = rollback.iter().map(|(_, m)| m.alpha1()).sum();
+        let bound = -libm::log(plan.alpha - spent);
+        let log_evidence = log_sum_exp(&logs).max(f64::MIN);
+        let blamed = blame(
+            &rollback
+                .iter()
+                .map(|(g, m)| (g.weight, m.log_e()))
+                .collect::<Vec<_>>(),
+        );
+        let mut blamed = blamed.into_iter();
+        let mut gates = Vec::with_capacity(gated.len());
         let (mut action, mut samples, mut all_pass) = (None, u64::MAX, true);
-        for gate in &plan.gates {
-            let Some(metric) = self.metrics.get(&gate.metric) else {
-                continue;
-            };
-            let log_e = metric.harm.log_e();
-            let share = if gate.action == Action::Rollback {
-                logs.push(libm::log(gate.weight) + log_e);
-                libm::log(gate.weight)
+        for (gate, metric) in gated {
+            let log_e = metric.log_e();
+            let failed = if gate.action == Action::Rollback {
+                blamed.next().is_some_and(|log| log >= bound)
             } else {
-                0.0
+                log_e >= -libm::log(plan.alpha - metric.alpha1())
             };
-            let failed = share + log_e >= bound;
             let passes = metric.passes(gate, &plan.pass);
             if failed && gate.action != Action::Rollback {
                 action = Action::worse(action, Some(gate.action));
             }
             all_pass &= passes && !(failed && gate.action == Action::Hold);
             samples = samples.min(metric.samples);
-            let (above, below) = metric.mantel_haenszel;
+            let users = self.users(&gate.metric).1;
             gates.push(GateEvidence {
                 metric: gate.metric.clone(),
                 weight: gate.weight,
                 log_e,
                 candidate: metric.candidate,
                 baseline: metric.baseline,
-                ratio: (below > 0.0).then(|| above / below),
+                ratio: metric.ratio(),
                 verdict: match (failed, passes) {
                     (true, _) => Verdict::Fail,
                     (false, true) => Verdict::Pass,
                     (false, false) => Verdict::Inconclusive,
                 },
+                users: (users > 1.0).then_some(users),
             });
         }
-        let log_evidence = log_sum_exp(&logs).max(f64::MIN);
         self.failed |= log_evidence >= bound;
         let paused = plan
             .pause_alpha
@@ -332,4 +423,21 @@ impl Evidence {
             gates,
         }
     }
+}
+
+/// ln of each gate's e-value after closed testing with weighted means: the least weighted mean over all sets of gates that hold it (Vovk and Wang 2021).
+fn blame(gates: &[(f64, f64)]) -> Vec<f64> {
+    let mut order: Vec<_> = (0..gates.len()).collect();
+    order.sort_by(|a, b| gates[*a].1.total_cmp(&gates[*b].1));
+    let adjusted = |i: usize| {
+        let (mut weight, mut log) = (gates[i].0, libm::log(gates[i].0) + gates[i].1);
+        let mut least = gates[i].1;
+        for j in order.iter().copied().filter(|j| *j != i) {
+            weight += gates[j].0;
+            log = log_sum_exp(&[log, libm::log(gates[j].0) + gates[j].1]);
+            least = least.min(log - libm::log(weight));
+        }
+        least
+    };
+    (0..gates.len()).map(adjusted).collect()
 }

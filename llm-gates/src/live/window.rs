@@ -6,6 +6,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::anytime::Scores;
+use crate::fixed::BadSample;
+use crate::quality::Comparisons;
 use crate::{BadCounts, BadGatePlan, Counts};
 
 /// What one metric gained in one window, per arm.
@@ -20,6 +23,22 @@ pub enum Increment {
         /// The gain of the baseline, or of the control arm where there is one.
         baseline: Counts,
     },
+    /// The same, with the baseline's replicas in two stable groups: what differs between the groups is noise, and [`crate::Evidence::learn`] learns it from their history.
+    Grouped {
+        /// The candidate's gain.
+        candidate: Counts,
+        /// The gains of both groups of the baseline.
+        baseline: [Counts; 2],
+    },
+    /// Scores in [0, 1], greater meaning worse; margins are absolute differences of the means, below 1.
+    Scores {
+        /// The candidate's scores.
+        candidate: Scores,
+        /// The baseline's scores.
+        baseline: Scores,
+    },
+    /// Answers of both arms compared in pairs; margins are absolute differences between the shares of losses and of wins, below 1.
+    Compared(Comparisons),
 }
 
 /// Increments of all metrics between two instants. Windows must be disjoint; a lost window counts as nothing.
@@ -114,13 +133,29 @@ pub enum BadWindow {
         /// The metric.
         metric: String,
     },
-    /// The gate cannot test a metric of this kind.
-    #[error("the gate on `{metric}` cannot test a metric of kind {kind}")]
+    /// The metric changed its kind.
+    #[error(
+        "`{metric}` is of another kind than in the windows before: a metric keeps its kind for the whole attempt"
+    )]
     Kind {
         /// The metric.
         metric: String,
-        /// What the window has.
-        kind: &'static str,
+    },
+    /// Scores that cannot be, or a margin that scores cannot have.
+    #[error("`{metric}`: {source}")]
+    Scores {
+        /// The metric.
+        metric: String,
+        /// What is wrong with them.
+        source: BadSample,
+    },
+    /// History that comes after the first window, or without a gate.
+    #[error("history of `{metric}` {why}")]
+    History {
+        /// The metric.
+        metric: String,
+        /// What is wrong.
+        why: &'static str,
     },
     /// Counts that cannot be.
     #[error("`{metric}` of the {arm}: {source}")]

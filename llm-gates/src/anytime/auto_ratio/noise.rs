@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{History, LEVELS, PHI, S, level};
+use super::{History, LEVELS, PHI, S, level, sized};
 use crate::Counts;
 use crate::numbers::log_sum_exp;
 
@@ -14,7 +14,9 @@ const KAPPA: f64 = 1.0;
 pub(super) struct Noise {
     history: History,
     blocks: u64,
+    #[serde(deserialize_with = "sized::<_, _, LEVELS>")]
     filters: Vec<Filter>,
+    #[serde(deserialize_with = "sized::<_, _, LEVELS>")]
     support: Vec<f64>,
 }
 
@@ -112,7 +114,7 @@ impl Filter {
         let usual = libm::log1p(-outlier) - 0.5 * libm::log(s) - square / (2.0 * s);
         let odd = libm::log(outlier) - 0.5 * libm::log(s + 1.0) - square / (2.0 * (s + 1.0));
         if odd > usual {
-            self.outliers += 1;
+            self.outliers = self.outliers.saturating_add(1);
             if self.outliers >= 4 {
                 p00 += 1.0;
                 self.outliers = 0;
