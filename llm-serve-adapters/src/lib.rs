@@ -10,6 +10,8 @@ pub mod host;
 #[cfg(any(feature = "openai", feature = "webhook"))]
 mod http_client;
 pub mod journal;
+#[cfg(feature = "tower")]
+pub mod layer;
 pub mod notify;
 mod plane;
 pub mod recorder;

@@ -84,6 +84,11 @@ impl Recorder {
         &self.registry.flags
     }
 
+    #[cfg(feature = "tower")]
+    pub(crate) fn flag_names(&self) -> Arc<[String]> {
+        Arc::clone(&self.registry.flags)
+    }
+
     /// A request begins. Without lock, clock or (once the thread is warm) allocation.
     #[inline]
     pub fn begin(&self, decision: Decision, now: Timestamp) -> Ticket {

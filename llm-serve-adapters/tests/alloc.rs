@@ -1,4 +1,5 @@
 //! The request path allocates nothing once a thread is warm. A binary of its own: it counts with a global allocator.
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 use llm_rollout::{Direction, Epoch, Fence, Order, Position, RouterId, Seq, Share, Split};
 use llm_serve_adapters::host::TrafficRouter;

@@ -155,6 +155,9 @@ impl Shard {
     }
 }
 
+/// Sums over all threads, by epoch and kind.
+pub(crate) type Sums = BTreeMap<(u64, Kind), (Subject, Totals)>;
+
 /// All shards of a recorder.
 pub(crate) struct Registry {
     pub(crate) recorder: u64,
@@ -282,11 +285,8 @@ impl Registry {
     }
 
     /// Sums over all threads, by epoch and kind. Writers go on meanwhile.
-    pub(crate) fn totals(
-        &self,
-        epoch: Option<u64>,
-    ) -> Result<BTreeMap<(u64, Kind), (Subject, Totals)>, Interrupted> {
-        let mut sums = BTreeMap::<_, (Subject, Totals)>::new();
+    pub(crate) fn totals(&self, epoch: Option<u64>) -> Result<Sums, Interrupted> {
+        let mut sums = Sums::new();
         self.each(|shard| {
             for (kind, cell) in shard.cells() {
                 if let Some((subject, totals)) = cell.read()?

@@ -1,0 +1,280 @@
+//! A `tower` layer: decides, marks the request and the reply, follows the reply as it streams, and records how it ended.
+//!
+//! ```
+//! # use llm_serve_adapters::DataPlane;
+//! use llm_serve_adapters::layer::{KeySource as _, RolloutLayer, bearer_hash, header};
+//!
+//! # fn with(plane: &DataPlane) {
+//! let layer = RolloutLayer::new(plane).key(header("x-session-id").or(bearer_hash()).or_request());
+//! # drop(layer);
+//! # }
+//! ```
+//!
+//! Inside, handlers find an [`Assignment`] in the request's extensions. Neither axum nor tokio is in this API: any tower
+//! service over `http` requests will do, with any body.
+//!
+//! How a request ends, by what the service inside does:
+//!
+//! | what | outcome |
+//! |---|---|
+//! | the service returns an error | upstream error |
+//! | status 429, 503, 529 | overload |
+//! | status 504 | timeout |
+//! | status 499 | cancel by the client |
+//! | any other 4xx | client error |
+//! | any other 5xx | upstream error |
+//! | the body fails | mid-stream error |
+//! | an event stream with an error event, or without `[DONE]` (see [`RolloutLayer::done_marker`]) | mid-stream error |
+//! | a JSON reply with an `error` object | upstream error |
+//! | finish reason `content_filter` or `refusal` | safety block |
+//! | the reply is dropped before its end | cancel by the client |
+//! | anything else | ok |
+//!
+//! A handler that knows better puts an [`OutcomeClass`] into the response's extensions: it is recorded when the body ends.
+//! What a handler finds out about a reply (a failed check, a bad format) it says with [`Assignment::flag`].
+//!
+//! The first token is the first non-empty piece of content, reasoning, tool call or refusal of an event stream, and the first
+//! byte of any other reply. Output tokens are what the reply's usage says, else the number of non-empty pieces. A body with
+//! a content encoding is not looked into.
+
+mod body;
+mod json;
+mod key;
+mod sse;
+#[cfg(test)]
+mod tests;
+
+pub use self::body::ObservedBody;
+pub use self::key::{
+    BearerHash, FromCookie, FromFn, FromHeader, Head, KeySource, Or, PerRequest, bearer_hash,
+    cookie, from_fn, header,
+};
+
+use self::body::{Content, Watch};
+use crate::DataPlane;
+use crate::recorder::OutcomeClass;
+use crate::router::{Decision, Key, Pin, Version};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::task::{Context, Poll, ready};
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// The response header that names the version that replied, as a bundle reference.
+pub const VERSION_HEADER: HeaderName = HeaderName::from_static("x-llm-version");
+
+/// Puts the data plane around a service: see the [module](self).
+#[derive(Debug, Clone)]
+pub struct RolloutLayer<K = PerRequest> {
+    plane: DataPlane,
+    key: K,
+    done_required: bool,
+}
+
+impl RolloutLayer {
+    /// Around this data plane (or an endpoint's); assigns each request by itself until told by what: see [`Self::key`].
+    pub fn new(plane: impl Into<DataPlane>) -> Self {
+        Self {
+            plane: plane.into(),
+            key: PerRequest,
+            done_required: true,
+        }
+    }
+}
+
+impl<K> RolloutLayer<K> {
+    /// Assigns requests by this key. One for which the source has none goes to the baseline and is no evidence
+    /// ([`KeySource::or_request`] assigns it by itself).
+    #[must_use]
+    pub fn key<L: KeySource>(self, key: L) -> RolloutLayer<L> {
+        RolloutLayer {
+            plane: self.plane,
+            key,
+            done_required: self.done_required,
+        }
+    }
+
+    /// Whether an event stream that ends without `[DONE]` (or an event that ends a response) was cut off. It is so by
+    /// default; say `false` where the service inside streams something that has no such mark.
+    #[must_use]
+    pub fn done_marker(mut self, required: bool) -> Self {
+        self.done_required = required;
+        self
+    }
+}
+
+impl<S, K: Clone> Layer<S> for RolloutLayer<K> {
+    type Service = RolloutService<S, K>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        RolloutService {
+            inner,
+            layer: self.clone(),
+        }
+    }
+}
+
+/// A service with the data plane around it: see [`RolloutLayer`].
+#[derive(Debug, Clone)]
+pub struct RolloutService<S, K = PerRequest> {
+    inner: S,
+    layer: RolloutLayer<K>,
+}
+
+/// What was decided about a request; in its extensions.
+#[derive(Clone)]
+pub struct Assignment {
+    decision: Decision,
+    flags: Arc<AtomicU16>,
+    names: Arc<[String]>,
+}
+
+impl Assignment {
+    /// What was decided.
+    pub fn decision(&self) -> &Decision {
+        &self.decision
+    }
+
+    /// The version that is to reply.
+    pub fn version(&self) -> Option<&'static Version> {
+        self.decision.version.version()
+    }
+
+    /// Raises a flag of the recorder on this request, until its reply has ended. `false`: there is no such flag.
+    pub fn flag(&self, name: &str) -> bool {
+        let index = self.names.iter().position(|known| known == name);
+        if let Some(index) = index {
+            self.flags.fetch_or(1 << index, Ordering::Relaxed);
+        }
+        index.is_some()
+    }
+}
+
+impl fmt::Debug for Assignment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Assignment")
+            .field("decision", &self.decision)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S, K, B, R> Service<Request<B>> for RolloutService<S, K>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    K: KeySource,
+    R: Body,
+{
+    type Response = Response<ObservedBody<R>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let plane = &self.layer.plane;
+        let now = plane.router.now();
+        let key = self.layer.key.key(Head::of(&request));
+        let key = key.unwrap_or(Key::keyless().pinned(Pin::Baseline));
+        let decision = plane.router.decide(&key, now);
+        let ticket = plane.recorder.begin(decision, now);
+        let flags = Arc::new(AtomicU16::new(0));
+        let watch = Watch::new(plane.clone(), ticket, Arc::clone(&flags));
+        let names = plane.recorder.flag_names();
+        request.extensions_mut().insert(Assignment {
+            decision,
+            flags,
+            names,
+        });
+        ResponseFuture {
+            inner: self.inner.call(request),
+            watch: Some(watch),
+            version: decision.version.version(),
+            done_required: self.layer.done_required,
+        }
+    }
+}
+
+pin_project! {
+    /// The reply to come. Dropped before it has come, it records a cancel.
+    #[derive(Debug)]
+    pub struct ResponseFuture<F> {
+        #[pin]
+        inner: F,
+        watch: Option<Watch>,
+        version: Option<&'static Version>,
+        done_required: bool,
+    }
+}
+
+impl<F, R, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+    R: Body,
+{
+    type Output = Result<Response<ObservedBody<R>>, E>;
+
+    fn poll(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let reply = ready!(this.inner.poll(cx));
+        let watch = this.watch.take();
+        Poll::Ready(match reply {
+            Ok(mut response) => {
+                if let Some(reference) = this.version.and_then(header_value) {
+                    response.headers_mut().insert(VERSION_HEADER, reference);
+                }
+                let settled = response.extensions_mut().remove::<OutcomeClass>();
+                let settled = settled.or_else(|| by_status(response.status()));
+                let content = content(response.headers(), *this.done_required);
+                Ok(response.map(|body| ObservedBody::new(body, watch, settled, content)))
+            }
+            Err(error) => {
+                if let Some(mut watch) = watch {
+                    watch.failed();
+                }
+                Err(error)
+            }
+        })
+    }
+}
+
+fn header_value(version: &'static Version) -> Option<HeaderValue> {
+    HeaderValue::from_str(version.reference()).ok()
+}
+
+/// How a request ends whose reply has this status; none if the body decides.
+fn by_status(status: StatusCode) -> Option<OutcomeClass> {
+    match status.as_u16() {
+        429 | 503 | 529 => Some(OutcomeClass::Overload),
+        504 => Some(OutcomeClass::Timeout),
+        499 => Some(OutcomeClass::ClientCancel),
+        400..=499 => Some(OutcomeClass::ClientError),
+        500.. => Some(OutcomeClass::UpstreamError),
+        _ => None,
+    }
+}
+
+fn content(headers: &HeaderMap, done_required: bool) -> Content {
+    let is = |kind: &[u8]| {
+        headers
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.as_bytes().get(..kind.len()))
+            .is_some_and(|found| found.eq_ignore_ascii_case(kind))
+    };
+    if headers.contains_key(CONTENT_ENCODING) {
+        Content::Opaque
+    } else if is(b"text/event-stream") {
+        Content::Stream { done_required }
+    } else if is(b"application/json") {
+        Content::Json
+    } else {
+        Content::Opaque
+    }
+}

@@ -1,0 +1,249 @@
+//! Looks through JSON byte by byte, without keeping any of it: what a reply's parts say about its tokens and its end.
+
+/// What matters in a reply, so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Non-empty pieces of content, reasoning, tool calls or refusals.
+    pub(crate) deltas: u64,
+    /// Output tokens, as the reply itself says.
+    pub(crate) usage: Option<u64>,
+    /// An error object at the top.
+    pub(crate) error: bool,
+    /// A safety filter ended it.
+    pub(crate) filtered: bool,
+    /// An event that ends a stream, other than `[DONE]`.
+    pub(crate) ended: bool,
+}
+
+/// Keys that matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Name {
+    Text,
+    Calls,
+    Tokens,
+    Error,
+    Finish,
+    Type,
+}
+
+impl Name {
+    fn of(key: &[u8]) -> Option<Self> {
+        Some(match key {
+            b"content" | b"reasoning_content" | b"reasoning" | b"thinking" | b"refusal"
+            | b"text" | b"delta" => Self::Text,
+            b"tool_calls" | b"function_call" => Self::Calls,
+            b"completion_tokens" | b"output_tokens" => Self::Tokens,
+            b"error" => Self::Error,
+            b"finish_reason" | b"stop_reason" => Self::Finish,
+            b"type" => Self::Type,
+            _ => return None,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    /// Between tokens.
+    #[default]
+    Between,
+    /// In a string.
+    Text,
+    /// After a backslash in a string.
+    Escape,
+    /// In a number that is wanted.
+    Number(u64),
+    /// Right after a bracket that a wanted key opened.
+    Opened,
+}
+
+/// Longer strings are none that matter.
+const LONGEST: usize = 24;
+
+/// The scanner's whole memory: no input makes it grow.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Json {
+    state: State,
+    depth: u32,
+    buffer: [u8; LONGEST],
+    length: usize,
+    /// The string before, which is a key if a colon follows.
+    string: Option<Name>,
+    /// The key whose value comes now.
+    key: Option<Name>,
+    pub(crate) seen: Seen,
+}
+
+impl Json {
+    /// The next document; what has been seen stays.
+    pub(crate) fn restart(&mut self) {
+        *self = Self {
+            seen: self.seen,
+            ..Self::default()
+        };
+    }
+
+    pub(crate) fn feed(&mut self, byte: u8) {
+        match self.state {
+            State::Text => self.in_string(byte),
+            State::Escape => {
+                self.state = State::Text;
+                self.keep(byte);
+            }
+            State::Number(n) if byte.is_ascii_digit() => {
+                self.state =
+                    State::Number(n.saturating_mul(10).saturating_add(u64::from(byte - b'0')));
+            }
+            State::Number(n) => {
+                self.seen.usage = Some(n);
+                self.state = State::Between;
+                self.between(byte);
+            }
+            State::Opened if byte.is_ascii_whitespace() => {}
+            State::Opened => {
+                if !matches!(byte, b']' | b'}') {
+                    self.seen.deltas += 1;
+                }
+                self.state = State::Between;
+                self.between(byte);
+            }
+            State::Between => self.between(byte),
+        }
+    }
+
+    fn keep(&mut self, byte: u8) {
+        if let Some(place) = self.buffer.get_mut(self.length) {
+            *place = byte;
+        }
+        self.length = self.length.saturating_add(1);
+    }
+
+    fn in_string(&mut self, byte: u8) {
+        match byte {
+            b'"' => {
+                self.state = State::Between;
+                self.end_of_string();
+            }
+            b'\\' => self.state = State::Escape,
+            _ => self.keep(byte),
+        }
+    }
+
+    fn end_of_string(&mut self) {
+        let text = self.buffer.get(..self.length).unwrap_or_default();
+        match self.key.take() {
+            None => self.string = Name::of(text),
+            Some(Name::Text) if self.length > 0 => self.seen.deltas += 1,
+            Some(Name::Error) if self.depth == 1 => self.seen.error = true,
+            Some(Name::Finish) => {
+                self.seen.filtered |= matches!(text, b"content_filter" | b"refusal")
+            }
+            Some(Name::Type) if self.depth == 1 => match text {
+                b"response.completed" | b"response.incomplete" | b"message_stop" => {
+                    self.seen.ended = true
+                }
+                b"response.failed" | b"error" => self.seen.error = true,
+                _ => {}
+            },
+            Some(_) => {}
+        }
+    }
+
+    fn between(&mut self, byte: u8) {
+        if byte.is_ascii_whitespace() {
+            return;
+        }
+        if byte == b':' {
+            self.key = self.string.take();
+            return;
+        }
+        self.string = None;
+        match byte {
+            b'"' => {
+                self.state = State::Text;
+                self.length = 0;
+                return;
+            }
+            b'{' | b'[' => {
+                match self.key {
+                    Some(Name::Calls) => self.state = State::Opened,
+                    Some(Name::Error) if self.depth == 1 => self.seen.error = true,
+                    _ => {}
+                }
+                self.depth = self.depth.saturating_add(1);
+            }
+            b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+            b'0'..=b'9' if self.key == Some(Name::Tokens) => {
+                self.state = State::Number(u64::from(byte - b'0'));
+            }
+            _ => {}
+        }
+        self.key = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn seen(text: &str) -> Seen {
+        let mut json = Json::default();
+        text.bytes().for_each(|b| json.feed(b));
+        json.seen
+    }
+
+    #[test]
+    fn pieces_that_are_not_empty_count() {
+        for one in [
+            r#"{"choices":[{"delta":{"content":"Hi"}}]}"#,
+            r#"{"choices":[{"delta":{"role":"assistant","content":null,"reasoning_content":"\n"}}]}"#,
+            r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#,
+            r#"{"choices":[{"delta":{"refusal":"no"}}]}"#,
+            r#"{"choices":[{"text" : "a"}]}"#,
+            r#"{"type":"response.output_text.delta","delta":"a"}"#,
+        ] {
+            assert_eq!(seen(one).deltas, 1, "{one}");
+        }
+        for none in [
+            r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#,
+            r#"{"choices":[{"delta":{"content":null,"tool_calls":[ ]}}]}"#,
+            r#"{"choices":[{"delta":{},"finish_reason":"stop"}],"usage":null}"#,
+            r#"{"model":"content","x":["content","text"]}"#,
+            r#"{"x":"\"content\":\"Hi\""}"#,
+        ] {
+            assert_eq!(seen(none).deltas, 0, "{none}");
+        }
+    }
+
+    #[test]
+    fn usage_errors_and_ends_are_seen() {
+        assert_eq!(
+            seen(r#"{"usage":{"prompt_tokens":9,"completion_tokens":42,"total_tokens":51}}"#).usage,
+            Some(42)
+        );
+        assert_eq!(seen(r#"{"usage":{"output_tokens": 7}}"#).usage, Some(7));
+        assert_eq!(seen(r#"{"usage":null}"#).usage, None);
+        assert!(seen(r#"{"error":{"message":"boom"}}"#).error);
+        assert!(seen(r#"{"error":"boom"}"#).error);
+        assert!(!seen(r#"{"error":null,"id":"error"}"#).error);
+        assert!(!seen(r#"{"x":{"error":{"message":"of a tool"}}}"#).error);
+        assert!(seen(r#"{"choices":[{"finish_reason":"content_filter"}]}"#).filtered);
+        assert!(seen(r#"{"type":"response.completed","response":{}}"#).ended);
+        assert!(seen(r#"{"type":"response.failed"}"#).error);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut json = Json::default();
+            bytes.iter().for_each(|b| json.feed(*b));
+        }
+
+        #[test]
+        fn what_is_in_a_string_is_only_text(text in ".*") {
+            let document = serde_json::json!({"choices": [{"delta": {"content": text}}]}).to_string();
+            let found = seen(&document);
+            prop_assert_eq!(found, Seen { deltas: u64::from(!text.is_empty()), ..Seen::default() });
+        }
+    }
+}

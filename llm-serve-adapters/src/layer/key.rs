@@ -1,0 +1,205 @@
+//! What a request is assigned by: a header, a cookie, the bearer token, or itself.
+
+use crate::router::Key;
+use http::header::{AUTHORIZATION, COOKIE, HeaderName};
+use http::{Extensions, HeaderMap, Request, Uri};
+
+/// What a key may be made of.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Head<'r> {
+    /// Its address.
+    pub uri: &'r Uri,
+    /// Its headers.
+    pub headers: &'r HeaderMap,
+    /// What layers outside this one know about it.
+    pub extensions: &'r Extensions,
+}
+
+impl<'r> Head<'r> {
+    pub(crate) fn of<B>(request: &'r Request<B>) -> Self {
+        Self {
+            uri: request.uri(),
+            headers: request.headers(),
+            extensions: request.extensions(),
+        }
+    }
+}
+
+/// Where the key of a request comes from.
+pub trait KeySource {
+    /// The key, if the request has one.
+    fn key<'r>(&self, head: Head<'r>) -> Option<Key<'r>>;
+
+    /// This key, or that one.
+    #[must_use]
+    fn or<K: KeySource>(self, other: K) -> Or<Self, K>
+    where
+        Self: Sized,
+    {
+        Or {
+            first: self,
+            second: other,
+        }
+    }
+
+    /// This key, or each request by itself. Without it, a request without a key goes to the baseline and is no evidence.
+    #[must_use]
+    fn or_request(self) -> Or<Self, PerRequest>
+    where
+        Self: Sized,
+    {
+        self.or(PerRequest)
+    }
+}
+
+/// One source, or else another.
+#[derive(Debug, Clone, Copy)]
+pub struct Or<A, B> {
+    first: A,
+    second: B,
+}
+
+impl<A: KeySource, B: KeySource> KeySource for Or<A, B> {
+    fn key<'r>(&self, head: Head<'r>) -> Option<Key<'r>> {
+        self.first.key(head).or_else(|| self.second.key(head))
+    }
+}
+
+/// Each request by itself: not sticky.
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct PerRequest;
+
+impl KeySource for PerRequest {
+    fn key<'r>(&self, _: Head<'r>) -> Option<Key<'r>> {
+        Some(Key::keyless())
+    }
+}
+
+/// The value of a header: see [`header`].
+#[derive(Debug, Clone)]
+pub struct FromHeader(Option<HeaderName>);
+
+/// By the value of a header, such as a session id. An empty value is none; a name that no header can have is never found.
+pub fn header(name: &str) -> FromHeader {
+    FromHeader(HeaderName::from_bytes(name.as_bytes()).ok())
+}
+
+impl KeySource for FromHeader {
+    fn key<'r>(&self, head: Head<'r>) -> Option<Key<'r>> {
+        let value = head.headers.get(self.0.as_ref()?)?.as_bytes();
+        (!value.is_empty()).then(|| Key::session(value))
+    }
+}
+
+/// The bearer token: see [`bearer_hash`].
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct BearerHash;
+
+/// By the hash of the bearer token: one caller, one side. The token itself is stored nowhere.
+pub fn bearer_hash() -> BearerHash {
+    BearerHash
+}
+
+impl KeySource for BearerHash {
+    fn key<'r>(&self, head: Head<'r>) -> Option<Key<'r>> {
+        let value = head.headers.get(AUTHORIZATION)?.as_bytes();
+        let (scheme, token) = value.split_at_checked(7)?;
+        let token = token.trim_ascii();
+        (scheme.eq_ignore_ascii_case(b"bearer ") && !token.is_empty()).then(|| Key::session(token))
+    }
+}
+
+/// The value of a cookie: see [`cookie`].
+#[derive(Debug, Clone)]
+pub struct FromCookie(Box<[u8]>);
+
+/// By the value of a cookie. An empty value is none.
+pub fn cookie(name: &str) -> FromCookie {
+    FromCookie(name.as_bytes().into())
+}
+
+impl KeySource for FromCookie {
+    fn key<'r>(&self, head: Head<'r>) -> Option<Key<'r>> {
+        head.headers
+            .get_all(COOKIE)
+            .iter()
+            .flat_map(|line| line.as_bytes().split(|b| *b == b';'))
+            .filter_map(|pair| pair.trim_ascii().strip_prefix(&*self.0)?.strip_prefix(b"="))
+            .find(|value| !value.is_empty())
+            .map(Key::session)
+    }
+}
+
+/// Whatever a function finds: see [`from_fn`].
+#[derive(Debug, Clone, Copy)]
+pub struct FromFn<F>(F);
+
+/// By whatever a function finds: pins of internal users, a tenant's policy, a subject that an outer layer has verified.
+///
+/// ```
+/// use llm_serve_adapters::layer::{KeySource as _, from_fn, header};
+/// use llm_serve_adapters::router::{Key, Pin};
+///
+/// let internal = from_fn(|head| {
+///     head.headers.contains_key("x-internal").then(|| Key::keyless().pinned(Pin::Candidate))
+/// });
+/// let key = internal.or(header("x-session-id")).or_request();
+/// # drop(key);
+/// ```
+pub fn from_fn<F: for<'r> Fn(Head<'r>) -> Option<Key<'r>>>(find: F) -> FromFn<F> {
+    FromFn(find)
+}
+
+impl<F: for<'r> Fn(Head<'r>) -> Option<Key<'r>>> KeySource for FromFn<F> {
+    fn key<'r>(&self, head: Head<'r>) -> Option<Key<'r>> {
+        (self.0)(head)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(source: &impl KeySource, headers: &[(&str, &str)]) -> Option<String> {
+        let mut request = Request::new(());
+        for (name, value) in headers {
+            request.headers_mut().append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                value.parse().unwrap(),
+            );
+        }
+        let key = source.key(Head::of(&request))?;
+        Some(key.session.map_or("by itself".to_owned(), |b| {
+            String::from_utf8(b.to_vec()).unwrap()
+        }))
+    }
+
+    #[test]
+    fn the_first_source_that_has_a_key_gives_it() {
+        let source = header("X-Session-Id")
+            .or(cookie("sid"))
+            .or(bearer_hash())
+            .or_request();
+        let found = |headers: &[(&str, &str)]| session(&source, headers).unwrap();
+        assert_eq!(
+            found(&[("x-session-id", "s1"), ("authorization", "Bearer t")]),
+            "s1"
+        );
+        assert_eq!(
+            found(&[("x-session-id", ""), ("authorization", "bearer  t ")]),
+            "t"
+        );
+        assert_eq!(
+            found(&[("cookie", "a=b; sid=s2"), ("authorization", "Bearer t")]),
+            "s2"
+        );
+        assert_eq!(found(&[("cookie", "sid=; ssid=x")]), "by itself");
+        assert_eq!(found(&[("authorization", "Basic x")]), "by itself");
+        assert_eq!(found(&[("authorization", "Bearer")]), "by itself");
+        assert_eq!(session(&header("x-session-id"), &[]), None);
+        assert_eq!(session(&header("not a name"), &[]), None);
+    }
+}
