@@ -65,7 +65,7 @@ impl Rng {
             let half = 0.5 * mean;
             return self.poisson(half) + self.poisson(mean - half);
         }
-        let (mut k, mut p, mut u) = (0, (-mean).exp(), self.uniform());
+        let (mut k, mut p, mut u) = (0u32, (-mean).exp(), self.uniform());
         while u > p && k < 1_000 {
             u -= p;
             k += 1;
