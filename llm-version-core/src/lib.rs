@@ -25,6 +25,7 @@ mod manifest;
 mod metadata;
 mod name;
 mod path;
+pub mod registry;
 mod safetensors;
 mod verify;
 mod version;

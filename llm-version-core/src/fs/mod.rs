@@ -7,14 +7,18 @@ mod build;
 mod cache;
 mod hash;
 mod inspect;
+mod materialise;
 mod problem;
 mod shards;
+mod store;
 mod verify;
 mod walk;
 
 pub use build::{BuildError, BuildOptions, Built, Folder, build};
 pub use cache::{CacheError, HashCache};
+pub use materialise::{FolderSource, Materialised, Sharing, materialise};
 pub use problem::{Problem, ProblemKind, Warning, WarningKind};
+pub use store::FolderStore;
 pub use verify::{VerifyError, VerifyOptions, VerifyReport, verify};
 pub use walk::Symlinks;
 

@@ -8,4 +8,6 @@ mod common;
 mod content;
 mod diff;
 #[cfg(feature = "fs")]
+mod registry;
+#[cfg(feature = "fs")]
 mod tree;

@@ -1,0 +1,802 @@
+//! The registry: immutable, raced for, crashed, tampered with, collected.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use llm_version_core::fs::{
+    BuildOptions, FolderSource, FolderStore, Sharing, VerifyOptions, build, materialise, verify,
+};
+use llm_version_core::registry::{
+    Created, GcOptions, LogHead, MemoryStore, Note, Publish, Registry, RegistryError, Store,
+    StoreError, conformance,
+};
+use llm_version_core::{
+    Bump, Component, ComponentKind, Digest, Draft, Manifest, Name, Version, VersionId,
+};
+
+use crate::common::{bundle, write};
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn note(at: u64) -> Note {
+    Note::new(at, "ana")
+}
+
+fn manifest(version: (u32, u32, u32), prompt: &str) -> Manifest {
+    let mut draft = Draft::new(name("chat"), Version::new(version.0, version.1, version.2));
+    let (size, digest) = (prompt.len() as u64, Digest::of(prompt.as_bytes()));
+    draft.components.push(Component::new(
+        "prompt/system.txt".parse().unwrap(),
+        ComponentKind::Prompt,
+        size,
+        digest,
+    ));
+    draft.finish().unwrap()
+}
+
+fn publish<S: Store>(
+    registry: &Registry<S>,
+    version: (u32, u32, u32),
+    prompt: &str,
+    at: u64,
+) -> Result<VersionId, RegistryError> {
+    let bytes = prompt.as_bytes().to_vec();
+    let source = move |_: &Component| -> std::io::Result<Box<dyn Read>> {
+        Ok(Box::new(std::io::Cursor::new(bytes.clone())))
+    };
+    registry.publish(
+        &manifest(version, prompt),
+        &source,
+        &Publish::new(),
+        &note(at),
+    )
+}
+
+fn memory() -> Registry<MemoryStore> {
+    Registry::open(MemoryStore::new()).unwrap()
+}
+
+#[test]
+fn stores_conform() {
+    let memory = MemoryStore::new();
+    conformance::check(|| &memory).unwrap();
+    let other = MemoryStore::new();
+    conformance::check(|| -> Box<dyn Store + '_> { Box::new(&other) }).unwrap();
+    // A place that is not empty is no place to start from.
+    conformance::check(|| &other).unwrap_err();
+    let folder = tempfile::tempdir().unwrap();
+    conformance::check(|| FolderStore::open(folder.path()).unwrap()).unwrap();
+    assert_eq!(
+        FolderStore::open(folder.path())
+            .unwrap()
+            .remove_leftovers()
+            .unwrap(),
+        0
+    );
+}
+
+/// A store that breaks one rule.
+#[derive(Debug)]
+struct Overwrites(MemoryStore);
+
+impl Store for Overwrites {
+    fn create(&self, key: &str, bytes: &[u8]) -> Result<Created, StoreError> {
+        self.0.delete(key)?;
+        self.0.create(key, bytes)
+    }
+    fn read(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.0.read(key)
+    }
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        self.0.list(prefix)
+    }
+    fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.0.delete(key)
+    }
+    fn put_blob(&self, digest: &Digest, bytes: &mut dyn Read) -> Result<(), StoreError> {
+        self.0.put_blob(digest, bytes)
+    }
+    fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        self.0.blob_size(digest)
+    }
+    fn open_blob(&self, digest: &Digest) -> Result<Option<Box<dyn Read + Send>>, StoreError> {
+        self.0.open_blob(digest)
+    }
+    fn blobs(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
+        self.0.blobs()
+    }
+    fn delete_blob(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.0.delete_blob(digest)
+    }
+}
+
+#[test]
+fn the_suite_finds_a_store_that_does_not_conform() {
+    let store = Overwrites(MemoryStore::new());
+    let found = conformance::check(|| &store).unwrap_err();
+    assert_eq!(found.rule, "a second creation is refused");
+}
+
+#[test]
+fn versions_are_immutable() {
+    let registry = memory();
+    let id = publish(&registry, (1, 0, 0), "a", 1).unwrap();
+    assert_eq!(
+        publish(&registry, (1, 0, 0), "a", 2).unwrap(),
+        id,
+        "again is no change"
+    );
+    assert_eq!(registry.head().unwrap().entries, 2);
+    assert!(
+        matches!(publish(&registry, (1, 0, 0), "b", 3), Err(RegistryError::VersionTaken { taken }) if taken == id)
+    );
+    let mut draft = manifest((1, 0, 0), "a").into_draft();
+    draft.lineage.seeds.insert("x".into(), "1".into());
+    let source = |_: &Component| -> std::io::Result<Box<dyn Read>> { Ok(Box::new(&b"a"[..])) };
+    let other = registry.publish(&draft.finish().unwrap(), &source, &Publish::new(), &note(4));
+    assert!(matches!(other, Err(RegistryError::OtherRecord { .. })));
+    assert_eq!(registry.manifest(&id).unwrap(), manifest((1, 0, 0), "a"));
+}
+
+#[test]
+fn a_bump_that_is_too_small_needs_a_reason() {
+    let registry = memory();
+    publish(&registry, (1, 0, 0), "a", 1).unwrap();
+    match publish(&registry, (1, 0, 1), "b", 2) {
+        Err(RegistryError::SmallBump(error)) => assert_eq!(
+            (error.required, error.next.as_str()),
+            (Bump::Minor, "1.1.0")
+        ),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(registry.versions(&name("chat")).unwrap().len(), 1);
+    let source = |_: &Component| -> std::io::Result<Box<dyn Read>> { Ok(Box::new(&b"b"[..])) };
+    let mut options = Publish::new();
+    options.small_bump = Some("a typo".into());
+    registry
+        .publish(&manifest((1, 0, 1), "b"), &source, &options, &note(3))
+        .unwrap();
+    let log = registry.verify_log(None).unwrap();
+    assert!(
+        serde_json::to_string(&log.last().unwrap().event)
+            .unwrap()
+            .contains("a typo"),
+        "the reason is kept"
+    );
+    publish(&registry, (1, 1, 0), "c", 4).unwrap();
+}
+
+#[test]
+fn bytes_that_are_not_what_the_manifest_says_are_not_published() {
+    let registry = memory();
+    let source = |_: &Component| -> std::io::Result<Box<dyn Read>> { Ok(Box::new(&b"other"[..])) };
+    let refused = registry.publish(
+        &manifest((1, 0, 0), "a"),
+        &source,
+        &Publish::new(),
+        &note(1),
+    );
+    assert!(matches!(
+        refused,
+        Err(RegistryError::Store(StoreError::WrongDigest { .. }))
+    ));
+    assert!(registry.versions(&name("chat")).unwrap().is_empty());
+}
+
+#[test]
+fn references_resolve_or_say_why_not() {
+    let registry = memory();
+    let id = publish(&registry, (1, 0, 0), "a", 1).unwrap();
+    assert_eq!(registry.resolve(&id.reference()).unwrap(), id);
+    let unknown = "chat/v1.0.0-000000000000".parse().unwrap();
+    assert!(matches!(
+        registry.resolve(&unknown),
+        Err(RegistryError::Unknown(_))
+    ));
+}
+
+#[test]
+fn what_was_production_at_a_time() {
+    let registry = memory();
+    let (chat, production) = (name("chat"), name("production"));
+    let one = publish(&registry, (1, 0, 0), "a", 10).unwrap();
+    let two = publish(&registry, (1, 1, 0), "b", 20).unwrap();
+    registry
+        .move_alias(&chat, &production, None, Some(&one), &note(30))
+        .unwrap();
+    registry
+        .move_alias(&chat, &production, Some(&one), Some(&two), &note(40))
+        .unwrap();
+    let stale = registry.move_alias(&chat, &production, Some(&one), Some(&two), &note(50));
+    assert!(
+        matches!(stale, Err(RegistryError::AliasMoved { found: Some(found), .. }) if found == two)
+    );
+    registry
+        .move_alias(&chat, &production, Some(&two), None, &note(60))
+        .unwrap();
+    // A clock that went back cannot rewrite history.
+    registry
+        .move_alias(&chat, &production, None, Some(&one), &note(5))
+        .unwrap();
+    let at = |t| registry.alias_at(&chat, &production, t).unwrap();
+    assert_eq!(
+        (at(29), at(30), at(40), at(59)),
+        (None, Some(one.clone()), Some(two.clone()), Some(two))
+    );
+    assert_eq!(
+        at(60),
+        Some(one),
+        "the later of two moves at one time counts"
+    );
+    assert_eq!(registry.alias_history(&chat, &production).unwrap().len(), 4);
+}
+
+#[test]
+fn aliases_point_only_where_they_may() {
+    let registry = memory();
+    let (chat, production) = (name("chat"), name("production"));
+    let one = publish(&registry, (1, 0, 0), "a", 1).unwrap();
+    let two = publish(&registry, (1, 1, 0), "b", 2).unwrap();
+    let three = publish(&registry, (1, 2, 0), "c", 3).unwrap();
+    let to = |id: &VersionId| registry.move_alias(&chat, &production, None, Some(id), &note(4));
+    registry
+        .set_floor(&chat, Version::new(1, 1, 0), &note(4))
+        .unwrap();
+    registry
+        .set_floor(&chat, Version::new(1, 0, 0), &note(4))
+        .unwrap();
+    assert!(
+        matches!(to(&one), Err(RegistryError::BelowFloor { .. })),
+        "a floor only rises"
+    );
+    registry.revoke(&two, &note(5).because("leaks")).unwrap();
+    assert!(matches!(to(&two), Err(RegistryError::Revoked { why, .. }) if why == "leaks"));
+    assert!(matches!(
+        to(manifest((9, 0, 0), "x").id()),
+        Err(RegistryError::Unknown(_))
+    ));
+    let elsewhere = registry.move_alias(&name("other"), &production, None, Some(&three), &note(6));
+    assert!(matches!(elsewhere, Err(RegistryError::OtherName { .. })));
+    to(&three).unwrap();
+    assert_eq!(registry.aliases(&chat).unwrap(), [(production, three)]);
+}
+
+#[test]
+fn records_tags_and_pins_never_change_a_version() {
+    let registry = memory();
+    let id = publish(&registry, (1, 0, 0), "a", 1).unwrap();
+    registry
+        .record(&id, "evaluation", b"{\"score\":1}", &note(2))
+        .unwrap();
+    registry.tag(&id, "team", Some("search"), &note(3)).unwrap();
+    registry.tag(&id, "old", Some("x"), &note(3)).unwrap();
+    registry.tag(&id, "old", None, &note(4)).unwrap();
+    registry.pin(&id, "rollout chat-v2", &note(5)).unwrap();
+    let again = registry.info(&id).unwrap();
+    assert_eq!(
+        again.tags,
+        [("team".to_owned(), "search".to_owned())].into()
+    );
+    assert_eq!(again.pins, ["rollout chat-v2".to_owned()].into());
+    let records = registry.records(&id).unwrap();
+    assert_eq!(
+        registry.read_record(&records[0]).unwrap().unwrap(),
+        b"{\"score\":1}"
+    );
+    assert_eq!(registry.manifest(&id).unwrap().id(), &id);
+}
+
+#[test]
+fn garbage_collection_keeps_what_is_held() {
+    let registry = memory();
+    let (chat, production) = (name("chat"), name("production"));
+    let ids: Vec<VersionId> = (0..6)
+        .map(|n| publish(&registry, (1, n, 0), &n.to_string(), 1).unwrap())
+        .collect();
+    let mut at = None;
+    for id in [&ids[0], &ids[1], &ids[2]] {
+        registry
+            .move_alias(&chat, &production, at, Some(id), &note(2))
+            .unwrap();
+        at = Some(id);
+    }
+    registry.pin(&ids[3], "rollout", &note(3)).unwrap();
+    registry
+        .record(&ids[2], "evaluation", b"good", &note(3))
+        .unwrap();
+    registry
+        .store()
+        .put_blob(&Digest::of(b"stray"), &mut &b"stray"[..])
+        .unwrap();
+    let mut options = GcOptions::default();
+    options.keep_latest = Some(1);
+    options.dry_run = true;
+    let planned = registry.gc(&options, &note(4)).unwrap();
+    // Held: production and the one before it, the pinned one, the latest.
+    assert_eq!(planned.versions, [ids[0].clone(), ids[4].clone()]);
+    assert_eq!((planned.blobs.len(), planned.bytes), (3, 1 + 1 + 5));
+    assert_eq!(
+        registry.versions(&chat).unwrap().len(),
+        6,
+        "a dry run removes nothing"
+    );
+    options.dry_run = false;
+    assert_eq!(registry.gc(&options, &note(4)).unwrap(), planned);
+    for id in [&ids[1], &ids[2], &ids[3], &ids[5]] {
+        registry.verify_version(id).unwrap();
+    }
+    assert!(matches!(
+        registry.manifest(&ids[0]),
+        Err(RegistryError::Removed(_))
+    ));
+    assert!(
+        matches!(
+            publish(&registry, (1, 0, 0), "0", 5),
+            Err(RegistryError::Removed(_))
+        ),
+        "its number stays taken"
+    );
+    assert_eq!(registry.records(&ids[2]).unwrap().len(), 1);
+    assert!(registry.gc(&options, &note(6)).unwrap().versions.is_empty());
+    registry.unpin(&ids[3], "rollout", &note(7)).unwrap();
+    assert_eq!(
+        registry.gc(&options, &note(8)).unwrap().versions,
+        [ids[3].clone()]
+    );
+}
+
+#[test]
+fn an_upload_under_way_is_left_alone_for_a_while() {
+    let registry = memory();
+    let new = manifest((1, 0, 0), "a");
+    let broken =
+        |_: &Component| -> std::io::Result<Box<dyn Read>> { Err(std::io::Error::other("cable")) };
+    assert!(
+        registry
+            .publish(&new, &broken, &Publish::new(), &note(1_000))
+            .is_err()
+    );
+    registry
+        .store()
+        .put_blob(&Digest::of(b"a"), &mut &b"a"[..])
+        .unwrap();
+    let mut options = GcOptions::default();
+    options.upload_grace = 500;
+    assert!(
+        registry
+            .gc(&options, &note(1_400))
+            .unwrap()
+            .blobs
+            .is_empty()
+    );
+    let late = registry.gc(&options, &note(1_600)).unwrap();
+    assert_eq!((late.blobs.len(), late.manifests.len()), (1, 1));
+    publish(&registry, (1, 0, 0), "a", 1_700).unwrap();
+    registry.verify_version(new.id()).unwrap();
+}
+
+fn log_file(root: &Path, n: u64) -> std::path::PathBuf {
+    root.join(format!("objects/log/{n:020}.json"))
+}
+
+#[test]
+fn a_log_that_was_edited_cut_or_replaced_is_found_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let registry = Registry::open(FolderStore::open(root).unwrap()).unwrap();
+    for n in 0..3 {
+        publish(&registry, (1, n, 0), &n.to_string(), u64::from(n)).unwrap();
+    }
+    let head = registry.head().unwrap();
+    assert_eq!(registry.verify_log(Some(&head)).unwrap().len(), 6);
+    let open = || Registry::open(FolderStore::open(root).unwrap());
+    let original = fs::read(log_file(root, 2)).unwrap();
+    let text = String::from_utf8(original.clone()).unwrap();
+    let edits = [
+        text.replace("ana", "eve"),
+        text.replace("\"seq\":2", "\"seq\":3"),
+        text.replace("{\"event\"", "{ \"event\""),
+        text.replace("\"seq\":2", "\"seq\":2,\"seq\":2"),
+        text[..text.len() / 2].to_owned(),
+        String::new(),
+    ];
+    for edit in edits {
+        fs::write(log_file(root, 2), &edit).unwrap();
+        assert!(matches!(open(), Err(RegistryError::Log { .. })), "{edit}");
+        assert!(registry.verify_log(None).is_err());
+    }
+    // An entry taken out of the middle.
+    fs::remove_file(log_file(root, 2)).unwrap();
+    assert!(matches!(
+        open().unwrap().verify_log(None),
+        Err(RegistryError::Log { seq: 2, .. })
+    ));
+    fs::write(log_file(root, 2), &original).unwrap();
+    // Two entries swapped.
+    fs::rename(log_file(root, 3), root.join("x")).unwrap();
+    fs::rename(log_file(root, 2), log_file(root, 3)).unwrap();
+    fs::rename(root.join("x"), log_file(root, 2)).unwrap();
+    assert!(open().is_err());
+    fs::rename(log_file(root, 2), root.join("x")).unwrap();
+    fs::rename(log_file(root, 3), log_file(root, 2)).unwrap();
+    fs::rename(root.join("x"), log_file(root, 3)).unwrap();
+    // The last entry edited or cut off: only a head kept elsewhere shows it, or a process that saw it.
+    let last = fs::read(log_file(root, 5)).unwrap();
+    fs::write(
+        log_file(root, 5),
+        String::from_utf8(last.clone())
+            .unwrap()
+            .replace("ana", "eve"),
+    )
+    .unwrap();
+    assert!(matches!(
+        open().unwrap().verify_log(Some(&head)),
+        Err(RegistryError::LogCut { .. })
+    ));
+    fs::remove_file(log_file(root, 5)).unwrap();
+    assert!(matches!(
+        open().unwrap().verify_log(Some(&head)),
+        Err(RegistryError::LogCut {
+            found: 5,
+            known: 6,
+            ..
+        })
+    ));
+    assert!(matches!(
+        registry.verify_log(None),
+        Err(RegistryError::LogCut { .. })
+    ));
+    fs::write(log_file(root, 5), last).unwrap();
+    assert!(open().unwrap().verify_log(Some(&head)).is_ok());
+    assert!(open().unwrap().verify_log(Some(&LogHead::empty())).is_ok());
+}
+
+#[test]
+fn stored_bytes_that_were_altered_are_found_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let registry = Registry::open(FolderStore::open(root).unwrap()).unwrap();
+    let id = publish(&registry, (1, 0, 0), "a", 1).unwrap();
+    let hex = Digest::of(b"a").to_string();
+    let blob = root.join("blobs/sha256").join(&hex[..2]).join(&hex);
+    assert!(fs::metadata(&blob).unwrap().permissions().readonly());
+    fs::remove_file(&blob).unwrap();
+    assert!(matches!(
+        registry.verify_version(&id),
+        Err(RegistryError::BlobMissing { .. })
+    ));
+    fs::write(&blob, "b").unwrap();
+    assert!(matches!(
+        registry.verify_version(&id),
+        Err(RegistryError::Store(StoreError::WrongDigest { .. }))
+    ));
+    assert!(materialise(&registry, &id, &root.join("out"), Sharing::Cheapest).is_err());
+    assert!(!root.join("out").exists());
+    fs::remove_file(&blob).unwrap();
+    publish(&registry, (1, 0, 0), "a", 2).unwrap();
+    registry.verify_version(&id).unwrap();
+    let manifests = root.join("objects/manifests");
+    let file = fs::read_dir(manifests)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("\"size\":1", "\"size\":2")).unwrap();
+    assert!(matches!(
+        registry.manifest(&id),
+        Err(RegistryError::BadManifest { .. })
+    ));
+}
+
+#[test]
+fn directories_go_in_and_come_out_the_same() {
+    let source = bundle();
+    let folder = tempfile::tempdir().unwrap();
+    let registry =
+        Registry::open(FolderStore::open(folder.path().join("registry")).unwrap()).unwrap();
+    let built = build(source.path(), &BuildOptions::new()).unwrap().manifest;
+    let id = registry
+        .publish(
+            &built,
+            &FolderSource::new(source.path()),
+            &Publish::new(),
+            &note(1),
+        )
+        .unwrap();
+    for (n, sharing) in [Sharing::Cheapest, Sharing::Separate, Sharing::Copy]
+        .into_iter()
+        .enumerate()
+    {
+        let out = folder.path().join(format!("out/{n}"));
+        let report = materialise(&registry, &id, &out, sharing).unwrap();
+        assert_eq!(report.reflinked + report.hard_linked + report.copied, 6);
+        assert_eq!(
+            sharing == Sharing::Copy,
+            report.copied == 6 && sharing != Sharing::Separate
+        );
+        assert_eq!(verify(&out, &built, &VerifyOptions::new()).unwrap(), id);
+        assert_eq!(
+            build(&out, &BuildOptions::new()).unwrap().manifest,
+            built,
+            "builds to the same manifest"
+        );
+        assert!(
+            materialise(&registry, &id, &out, sharing).is_err(),
+            "never onto something"
+        );
+    }
+    assert_eq!(
+        fs::read_dir(folder.path().join("out")).unwrap().count(),
+        3,
+        "nothing is left over"
+    );
+    // A change of the prompt adds one blob, not a copy of everything.
+    let before: BTreeSet<Digest> = registry
+        .store()
+        .blobs()
+        .unwrap()
+        .into_iter()
+        .map(|b| b.0)
+        .collect();
+    write(source.path(), "prompt/system.txt", "You are kind.");
+    write(
+        source.path(),
+        "metadata.json",
+        r#"{"format":"llm-metadata/1","name":"chat","version":"1.3.0","contract":{"api":"openai-chat/v1"}}"#,
+    );
+    let next = build(source.path(), &BuildOptions::new()).unwrap().manifest;
+    registry
+        .publish(
+            &next,
+            &FolderSource::new(source.path()),
+            &Publish::new(),
+            &note(2),
+        )
+        .unwrap();
+    assert_eq!(registry.store().blobs().unwrap().len(), before.len() + 1);
+}
+
+/// A store whose machine dies at a chosen write: before it, or right after it.
+#[derive(Debug)]
+struct Mortal<'a> {
+    store: &'a FolderStore,
+    writes_left: AtomicI64,
+    after: bool,
+}
+
+impl Mortal<'_> {
+    fn write<T>(&self, write: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let dead = || StoreError::io("the machine", "is dead");
+        match self.writes_left.fetch_sub(1, Ordering::Relaxed) {
+            ..=-1 => Err(dead()),
+            0 if self.after => write().and(Err(dead())),
+            0 => Err(dead()),
+            _ => write(),
+        }
+    }
+
+    fn read<T>(&self, read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        if self.writes_left.load(Ordering::Relaxed) < 0 {
+            return Err(StoreError::io("the machine", "is dead"));
+        }
+        read()
+    }
+}
+
+impl Store for Mortal<'_> {
+    fn create(&self, key: &str, bytes: &[u8]) -> Result<Created, StoreError> {
+        self.write(|| self.store.create(key, bytes))
+    }
+    fn read(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read(|| self.store.read(key))
+    }
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        self.read(|| self.store.list(prefix))
+    }
+    fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.write(|| self.store.delete(key))
+    }
+    fn put_blob(&self, digest: &Digest, bytes: &mut dyn Read) -> Result<(), StoreError> {
+        self.write(|| self.store.put_blob(digest, bytes))
+    }
+    fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        self.read(|| self.store.blob_size(digest))
+    }
+    fn open_blob(&self, digest: &Digest) -> Result<Option<Box<dyn Read + Send>>, StoreError> {
+        self.read(|| self.store.open_blob(digest))
+    }
+    fn blobs(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
+        self.read(|| self.store.blobs())
+    }
+    fn delete_blob(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.write(|| self.store.delete_blob(digest))
+    }
+}
+
+/// A life of a registry that can be begun again after a crash anywhere in it.
+fn life<S: Store>(store: S) -> Result<(), RegistryError> {
+    let registry = Registry::open(store)?;
+    let (chat, production) = (name("chat"), name("production"));
+    for n in 0..3 {
+        let id = match publish(&registry, (1, n, 0), &n.to_string(), 1) {
+            Err(RegistryError::Removed(_)) => continue,
+            other => other?,
+        };
+        let at = registry.alias(&chat, &production)?;
+        if at.as_ref().is_none_or(|at| at.version() < id.version()) {
+            registry.move_alias(&chat, &production, at.as_ref(), Some(&id), &note(2))?;
+        }
+        if registry.records(&id)?.is_empty() {
+            registry.record(
+                &id,
+                "evaluation",
+                n.to_string().repeat(9).as_bytes(),
+                &note(3),
+            )?;
+        }
+    }
+    let mut options = GcOptions::default();
+    options.keep_latest = Some(0);
+    options.upload_grace = 0;
+    registry.gc(&options, &note(10)).map(|_| ())
+}
+
+#[test]
+fn a_crash_at_any_write_leaves_a_whole_registry() {
+    let mut finished = 0;
+    for (writes, after) in (0..100).flat_map(|n| [(n, false), (n, true)]) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = FolderStore::open(folder.path()).unwrap();
+        let writes_left = AtomicI64::new(writes);
+        let mortal = Mortal {
+            store: &store,
+            writes_left,
+            after,
+        };
+        let survived = life(&mortal).is_ok();
+        // What is there is whole, whatever is missing.
+        let registry = Registry::open(&store).unwrap();
+        registry.verify_log(None).unwrap();
+        let chat = name("chat");
+        for id in registry.versions(&chat).unwrap() {
+            registry.verify_version(&id).unwrap();
+        }
+        let history = registry.alias_history(&chat, &name("production")).unwrap();
+        assert!(history.windows(2).all(|w| w[0].to == w[1].from));
+        drop(registry);
+        // The next process goes on, and ends where an undisturbed one does.
+        life(&store).unwrap();
+        let registry = Registry::open(&store).unwrap();
+        let versions: Vec<u32> = registry
+            .versions(&chat)
+            .unwrap()
+            .iter()
+            .map(|id| id.version().minor())
+            .collect();
+        assert_eq!(versions, [1, 2], "after {writes} writes");
+        let blobs: BTreeSet<Digest> = store.blobs().unwrap().into_iter().map(|b| b.0).collect();
+        let records = registry.verify_log(None).unwrap().into_iter().filter(|e| {
+            serde_json::to_string(&e.event)
+                .unwrap()
+                .contains("recorded")
+        });
+        assert!(blobs.len() <= 2 + records.count(), "no garbage is left");
+        assert_eq!(store.list("manifests/").unwrap().len(), 2);
+        finished += u32::from(survived);
+        if finished > 4 {
+            assert!(writes > 15, "the life is long enough to mean something");
+            return;
+        }
+    }
+    panic!("the life never ended");
+}
+
+/// Runs a test of this program in another process, in `folder`.
+fn other_process(test: &str, folder: &Path, writer: &str) -> std::process::Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--ignored", "--nocapture"])
+        .env("LLM_VERSION_TEST_FOLDER", folder)
+        .env("LLM_VERSION_TEST_WRITER", writer)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+const MOVES: usize = 25;
+
+#[test]
+#[ignore = "the other process of the tests below"]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how a process of a test is told what to do"
+)]
+fn mover() {
+    let folder = std::env::var_os("LLM_VERSION_TEST_FOLDER").unwrap();
+    let writer = std::env::var("LLM_VERSION_TEST_WRITER").unwrap();
+    let registry = Registry::open(FolderStore::open(&folder).unwrap()).unwrap();
+    let (chat, production) = (name("chat"), name("production"));
+    let ids = registry.versions(&chat).unwrap();
+    let mut moved = 0;
+    while moved < MOVES {
+        let at = registry.alias(&chat, &production).unwrap();
+        let to = if at.as_ref() == Some(&ids[0]) {
+            &ids[1]
+        } else {
+            &ids[0]
+        };
+        match registry.move_alias(
+            &chat,
+            &production,
+            at.as_ref(),
+            Some(to),
+            &Note::new(1, writer.as_str()),
+        ) {
+            Ok(()) => moved += 1,
+            Err(RegistryError::AliasMoved { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn two_processes_racing_for_an_alias_lose_no_update() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::open(FolderStore::open(folder.path()).unwrap()).unwrap();
+    publish(&registry, (1, 0, 0), "a", 1).unwrap();
+    publish(&registry, (1, 1, 0), "b", 1).unwrap();
+    let processes =
+        ["one", "two"].map(|writer| other_process("registry::mover", folder.path(), writer));
+    for mut process in processes {
+        assert!(process.wait().unwrap().success());
+    }
+    let history = registry
+        .alias_history(&name("chat"), &name("production"))
+        .unwrap();
+    assert_eq!(history.len(), 2 * MOVES);
+    assert!(
+        history
+            .windows(2)
+            .all(|w| w[0].to == w[1].from && w[0].to != w[1].to)
+    );
+    assert_eq!(history.iter().filter(|m| m.note.by == "one").count(), MOVES);
+    registry.verify_log(None).unwrap();
+}
+
+#[test]
+fn a_process_killed_while_it_writes_leaves_a_whole_registry() {
+    for entries in [5, 9, 14, 20] {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = Registry::open(FolderStore::open(folder.path()).unwrap()).unwrap();
+        publish(&registry, (1, 0, 0), "a", 1).unwrap();
+        publish(&registry, (1, 1, 0), "b", 1).unwrap();
+        let mut process = other_process("registry::mover", folder.path(), "one");
+        while registry.head().unwrap().entries < entries {
+            std::thread::yield_now();
+        }
+        process.kill().unwrap();
+        process.wait().unwrap();
+        let again = Registry::open(FolderStore::open(folder.path()).unwrap()).unwrap();
+        again.verify_log(Some(&registry.head().unwrap())).unwrap();
+        let at = again.alias(&name("chat"), &name("production")).unwrap();
+        let to = again.versions(&name("chat")).unwrap();
+        again
+            .move_alias(
+                &name("chat"),
+                &name("production"),
+                at.as_ref(),
+                Some(&to[0]),
+                &note(2),
+            )
+            .unwrap();
+        assert!(again.store().remove_leftovers().unwrap() <= 1);
+    }
+}
