@@ -1,1 +1,406 @@
+use super::*;
+use crate::recorder::{Recorder, Row};
+use crate::router::tests::durable::Virtual;
+use crate::router::tests::{at, first, version};
+use crate::router::{InProcessRouter, Reason, Role, VersionSlot};
+use bytes::{Buf, Bytes};
+use http_body::Frame;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use llm_rollout::RouterId;
+use std::future::{Ready, ready as done};
+use std::time::Duration;
 
+struct World {
+    plane: DataPlane,
+    clock: Arc<Virtual>,
+}
+
+impl World {
+    fn new() -> Self {
+        let clock = Arc::<Virtual>::default();
+        let id = RouterId::new("r1").unwrap();
+        let host: Arc<dyn crate::host::Clock> = Arc::clone(&clock) as _;
+        let router = InProcessRouter::builder(id, first())
+            .clock(host)
+            .open()
+            .unwrap();
+        let recorder = Recorder::new(["thumbs_down", "bad_format"]).unwrap();
+        Self {
+            plane: DataPlane::new(Arc::new(router), Arc::new(recorder)),
+            clock,
+        }
+    }
+
+    fn at(&self, ms: u64) {
+        self.clock.0.store(ms, Ordering::Relaxed);
+    }
+
+    fn service<F>(&self, reply: F) -> RolloutService<Handler<F>, Or<FromHeader, PerRequest>> {
+        let layer = RolloutLayer::new(&self.plane).key(header("x-session-id").or_request());
+        layer.layer(Handler(reply))
+    }
+
+    fn row(&self) -> Row {
+        let slot = VersionSlot::find(&version(1)).unwrap();
+        self.plane
+            .recorder
+            .snapshot()
+            .unwrap()
+            .version(slot, Role::Baseline)
+            .unwrap()
+    }
+
+    fn ended(&self, class: OutcomeClass) -> bool {
+        let row = self.row();
+        (row.assigned(), row.finished(), row.ended(class)) == (1, 1, 1)
+    }
+}
+
+/// A service that replies at once.
+#[derive(Clone)]
+struct Handler<F>(F);
+
+impl<F, B, R, E> Service<Request<B>> for Handler<F>
+where
+    F: FnMut(&Request<B>) -> Result<Response<R>, E>,
+{
+    type Response = Response<R>;
+    type Error = E;
+    type Future = Ready<Result<Response<R>, E>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), E>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        done((self.0)(&request))
+    }
+}
+
+type Answer<R> = Result<Response<R>, String>;
+
+fn reply<R>(status: u16, kind: &str, body: R) -> Response<R> {
+    Response::builder()
+        .status(status)
+        .header(CONTENT_TYPE, kind)
+        .body(body)
+        .unwrap()
+}
+
+fn frames(parts: &[&'static str]) -> impl Body<Data = Bytes, Error = String> + Unpin + use<> {
+    let frames = parts.iter().map(|part| match *part {
+        "!" => Err("the engine died".to_owned()),
+        part => Ok(Frame::data(Bytes::from_static(part.as_bytes()))),
+    });
+    StreamBody::new(futures_util::stream::iter(frames.collect::<Vec<_>>()))
+}
+
+const PIECE: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"Hello\"}}]}\n\n";
+const ROLE: &str =
+    "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
+const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"completion_tokens\":42}}\n\n";
+const DONE: &str = "data: [DONE]\n\n";
+const ERROR: &str = "data: {\"error\":{\"message\":\"out of memory\"}}\n\n";
+
+/// Runs one request to the end of its body; what it got, and what became of it.
+async fn run(
+    world: &World,
+    status: u16,
+    kind: &'static str,
+    parts: &'static [&'static str],
+) -> String {
+    let mut service =
+        world.service(move |_: &Request<()>| Answer::Ok(reply(status, kind, frames(parts))));
+    let mut body = service.call(Request::new(())).await.unwrap().into_body();
+    let mut text = String::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        text += str::from_utf8(frame.data_ref().unwrap()).unwrap();
+    }
+    text
+}
+
+#[tokio::test]
+async fn a_stream_passes_untouched_and_is_understood() {
+    let world = World::new();
+    let parts = &[ROLE, PIECE, PIECE, USAGE, DONE];
+    let mut service = world.service(|request: &Request<()>| {
+        let assignment = request.extensions().get::<Assignment>().unwrap();
+        assert_eq!(assignment.decision().reason, Reason::Assigned);
+        assert_eq!(**assignment.version().unwrap().id(), version(1));
+        assert!(assignment.flag("bad_format") && !assignment.flag("unknown"));
+        Answer::Ok(reply(
+            200,
+            "text/event-stream; charset=utf-8",
+            frames(parts),
+        ))
+    });
+    let request = Request::builder()
+        .header("x-session-id", "s")
+        .body(())
+        .unwrap();
+    let response = service.call(request).await.unwrap();
+    assert_eq!(
+        response.headers()[VERSION_HEADER],
+        version(1).reference().to_string()
+    );
+    let mut body = response.into_body();
+    for (part, ms) in parts.iter().zip([20, 50, 70, 80, 90]) {
+        assert_eq!(world.row().finished(), 0);
+        world.at(ms);
+        let frame = body.frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), part.as_bytes());
+    }
+    assert!(body.frame().await.is_none());
+    assert!(world.ended(OutcomeClass::Ok));
+    let row = world.row();
+    assert_eq!(
+        row.first_token(0.5),
+        Some(Duration::from_millis(50)),
+        "not the role, which is empty"
+    );
+    assert_eq!(row.tokens(), 42);
+    assert_eq!(
+        (row.flagged("bad_format"), row.flagged("thumbs_down")),
+        (Some(1), Some(0))
+    );
+    assert_eq!(world.plane.recorder.in_flight(&version(1)), 0);
+}
+
+#[tokio::test]
+async fn how_a_body_ends_decides() {
+    const SSE: &str = "text/event-stream";
+    const JSON: &str = "application/json";
+    let cases: [(&'static str, &'static [&'static str], OutcomeClass); 10] = [
+        (SSE, &[PIECE, DONE], OutcomeClass::Ok),
+        (SSE, &[PIECE], OutcomeClass::MidStreamError),
+        (SSE, &[], OutcomeClass::MidStreamError),
+        (SSE, &[PIECE, ERROR, DONE], OutcomeClass::MidStreamError),
+        (SSE, &[PIECE, "!"], OutcomeClass::MidStreamError),
+        (
+            SSE,
+            &[
+                "data: {\"choices\":[{\"finish_reason\":\"content_filter\"}]}\n\n",
+                DONE,
+            ],
+            OutcomeClass::SafetyBlock,
+        ),
+        (
+            JSON,
+            &[
+                "{\"choices\":[{\"message\":{\"content\":\"a\"}}],\"usage\":{\"completion_tokens\":3}}",
+            ],
+            OutcomeClass::Ok,
+        ),
+        (
+            JSON,
+            &["{\"err", "or\":{\"message\":\"boom\"}}"],
+            OutcomeClass::UpstreamError,
+        ),
+        ("text/plain", &["no stream, no mark"], OutcomeClass::Ok),
+        ("text/plain", &["so far", "!"], OutcomeClass::MidStreamError),
+    ];
+    for (kind, parts, class) in cases {
+        let world = World::new();
+        run(&world, 200, kind, parts).await;
+        assert!(world.ended(class), "{kind} {parts:?} {class:?}");
+    }
+}
+
+#[tokio::test]
+async fn status_decides_before_the_body() {
+    let cases = [
+        (400, OutcomeClass::ClientError),
+        (404, OutcomeClass::ClientError),
+        (408, OutcomeClass::ClientError),
+        (429, OutcomeClass::Overload),
+        (499, OutcomeClass::ClientCancel),
+        (500, OutcomeClass::UpstreamError),
+        (502, OutcomeClass::UpstreamError),
+        (503, OutcomeClass::Overload),
+        (504, OutcomeClass::Timeout),
+        (529, OutcomeClass::Overload),
+    ];
+    for (status, class) in cases {
+        let world = World::new();
+        run(&world, status, "application/json", &["{\"error\":{}}"]).await;
+        assert!(world.ended(class), "{status}");
+        assert_eq!(
+            world.row().first_token(0.5),
+            None,
+            "an error page is no first token"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_known_length_is_complete_without_being_polled_to_its_end() {
+    let world = World::new();
+    let mut service = world.service(|_: &Request<()>| {
+        Answer::Ok(reply(
+            200,
+            "application/json",
+            Full::new(Bytes::from_static(b"{}")),
+        ))
+    });
+    let mut body = service.call(Request::new(())).await.unwrap().into_body();
+    assert_eq!(body.size_hint().exact(), Some(2));
+    body.frame().await.unwrap().unwrap();
+    drop(body);
+    assert!(world.ended(OutcomeClass::Ok));
+
+    let world = World::new();
+    let mut service = world
+        .service(|_: &Request<()>| Answer::Ok(reply(200, "text/plain", Empty::<Bytes>::new())));
+    drop(service.call(Request::new(())).await.unwrap());
+    assert!(
+        world.ended(OutcomeClass::Ok),
+        "an empty body is never polled at all"
+    );
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_is_cancelled() {
+    for (taken, early) in [(0, 1), (1, 1), (2, 0)] {
+        let world = World::new();
+        let mut service = world.service(|_: &Request<()>| {
+            Answer::Ok(reply(
+                200,
+                "text/event-stream",
+                frames(&[ROLE, PIECE, PIECE, DONE]),
+            ))
+        });
+        let mut body = service.call(Request::new(())).await.unwrap().into_body();
+        for _ in 0..taken {
+            body.frame().await.unwrap().unwrap();
+        }
+        drop(body);
+        assert!(world.ended(OutcomeClass::ClientCancel));
+        assert_eq!(world.row().cancelled_early(), early);
+        assert!(
+            world.row().duration(0.5).is_some(),
+            "and it is known how long it took"
+        );
+    }
+    let world = World::new();
+    let mut service =
+        world.service(|_: &Request<()>| Answer::Ok(reply(200, "text/plain", frames(&[]))));
+    drop(service.call(Request::new(())));
+    assert!(
+        world.ended(OutcomeClass::ClientCancel),
+        "before there was a reply"
+    );
+}
+
+#[tokio::test]
+async fn a_stream_is_whole_once_its_mark_has_passed() {
+    for (parts, class) in [
+        (&[PIECE, DONE, "\n"], OutcomeClass::Ok),
+        (&[PIECE, ERROR, "\n"], OutcomeClass::MidStreamError),
+    ] {
+        let world = World::new();
+        let mut service = world
+            .service(|_: &Request<()>| Answer::Ok(reply(200, "text/event-stream", frames(parts))));
+        let mut body = service.call(Request::new(())).await.unwrap().into_body();
+        body.frame().await;
+        body.frame().await;
+        drop(body);
+        assert!(world.ended(class));
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_fails_is_charged() {
+    let world = World::new();
+    let mut service =
+        world.service(|_: &Request<()>| Err::<Response<Empty<Bytes>>, _>("refused".to_owned()));
+    assert_eq!(service.call(Request::new(())).await.unwrap_err(), "refused");
+    assert!(world.ended(OutcomeClass::UpstreamError));
+}
+
+#[tokio::test]
+async fn a_host_that_knows_better_says_so() {
+    let world = World::new();
+    let mut service = world.service(|_: &Request<()>| {
+        let mut response = reply(200, "text/plain", frames(&["gibberish"]));
+        response.extensions_mut().insert(OutcomeClass::Malformed);
+        Answer::Ok(response)
+    });
+    service
+        .call(Request::new(()))
+        .await
+        .unwrap()
+        .into_body()
+        .collect()
+        .await
+        .unwrap();
+    assert!(world.ended(OutcomeClass::Malformed));
+}
+
+#[tokio::test]
+async fn the_end_mark_can_be_waived_and_encoded_bodies_are_left_alone() {
+    let world = World::new();
+    let layer = RolloutLayer::new(&world.plane).done_marker(false);
+    let mut service = layer.layer(Handler(|_: &Request<()>| {
+        Answer::Ok(reply(200, "text/event-stream", frames(&[PIECE])))
+    }));
+    service
+        .call(Request::new(()))
+        .await
+        .unwrap()
+        .into_body()
+        .collect()
+        .await
+        .unwrap();
+    assert!(world.ended(OutcomeClass::Ok));
+
+    let world = World::new();
+    let mut service = world.service(|_: &Request<()>| {
+        let mut response = reply(200, "text/event-stream", frames(&["\x1f\u{8b}"]));
+        response
+            .headers_mut()
+            .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        Answer::Ok(response)
+    });
+    service
+        .call(Request::new(()))
+        .await
+        .unwrap()
+        .into_body()
+        .collect()
+        .await
+        .unwrap();
+    assert!(world.ended(OutcomeClass::Ok));
+}
+
+#[tokio::test]
+async fn without_a_key_a_request_is_no_evidence() {
+    let world = World::new();
+    let layer = RolloutLayer::new(&world.plane).key(header("x-session-id"));
+    let mut service = layer.layer(Handler(|request: &Request<()>| {
+        let decision = *request.extensions().get::<Assignment>().unwrap().decision();
+        assert_eq!(
+            (decision.role, decision.reason, decision.randomised),
+            (Role::Baseline, Reason::Pinned, false)
+        );
+        Answer::Ok(reply(200, "text/plain", Empty::<Bytes>::new()))
+    }));
+    service.call(Request::new(())).await.unwrap();
+    assert!(!world.row().randomised());
+}
+
+#[tokio::test]
+async fn data_in_several_pieces_is_seen_whole() {
+    let world = World::new();
+    let mut service = world.service(|_: &Request<()>| {
+        let (head, tail) = PIECE.split_at(20);
+        let data = Bytes::from_static(head.as_bytes()).chain(Bytes::from_static(tail.as_bytes()));
+        let data = data.chain(Bytes::from_static(DONE.as_bytes()));
+        let frames = futures_util::stream::iter([Ok::<_, String>(Frame::data(data))]);
+        Answer::Ok(reply(200, "text/event-stream", StreamBody::new(frames)))
+    });
+    let mut body = service.call(Request::new(())).await.unwrap().into_body();
+    while body.frame().await.is_some() {}
+    assert!(world.ended(OutcomeClass::Ok));
+    assert_eq!(world.row().tokens(), 1);
+    assert_eq!(at(0), world.plane.router.now());
+}

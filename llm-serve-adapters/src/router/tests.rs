@@ -1,6 +1,6 @@
 //! What the tests of this module share.
 mod core;
-mod durable;
+pub(crate) mod durable;
 mod hot;
 
 use llm_rollout::{
