@@ -67,6 +67,15 @@ impl Counts {
         }
     }
 
+    /// What a cumulative counter gained since an earlier reading; `None` where it fell, which means that it was reset: take this reading as the new start
+    /// and drop the gain.
+    pub const fn since(self, earlier: Self) -> Option<Self> {
+        match (self.n.checked_sub(earlier.n), self.k.checked_sub(earlier.k)) {
+            (Some(n), Some(k)) if k <= n => Some(Self { n, k }),
+            _ => None,
+        }
+    }
+
     /// Events per request; `None` without requests.
     pub fn rate(self) -> Option<f64> {
         (self.n > 0).then(|| self.k as f64 / self.n as f64)

@@ -25,6 +25,7 @@ pub(crate) use proportions::needed;
 pub use proportions::{
     difference_non_inferiority, difference_score, ratio_non_inferiority, two_proportions,
 };
+pub(crate) use quantiles::woodruff_ranks;
 pub use quantiles::{QuantileEstimate, quantile_comparison, woodruff};
 pub use ranks::{
     Ranks, hodges_lehmann, mann_whitney, mann_whitney_exact, wilcoxon, wilcoxon_exact,

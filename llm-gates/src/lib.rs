@@ -24,6 +24,7 @@ mod numbers;
 pub mod planner;
 pub mod quality;
 mod rate_ratio;
+mod sketch;
 pub mod special;
 pub mod spending;
 mod table;
@@ -37,6 +38,7 @@ pub use live::{
 };
 pub use moments::Moments;
 pub use rate_ratio::{Alternative, BadRateRatio, Grid, RateRatio};
+pub use sketch::{BadSketch, Sketch};
 pub use table::{
     BadGateTable, Bound, Criterion, GateTable, Measurement, Measurements, Sample, TableGate,
     TableReport, TableRow, Threshold,

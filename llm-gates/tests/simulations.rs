@@ -2,7 +2,11 @@
 //!
 //! Short forms run always; the long ones behind `--ignored`, in release. Limits leave room for the simulation's own error: a bound of 5 % is tested at 5 % plus 2.6
 //! standard errors, which a test with exactly that rate fails in 0.5 % of all seeds; the seeds are fixed.
-#![expect(clippy::print_stdout, reason = "the long forms print their figures")]
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "the long forms print their figures, and what is valid here unwraps"
+)]
 
 use std::collections::BTreeMap;
 

@@ -3,6 +3,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::anytime::Scores;
+use crate::quality::Comparisons;
 use crate::{Action, Counts, Verdict};
 
 fn plan() -> GatePlan {
@@ -306,4 +308,181 @@ proptest! {
             prop_assert_eq!(&saved, &kept);
         }
     }
+}
+
+fn error_only(action: Action) -> GatePlan {
+    GatePlan {
+        gates: vec![LiveGate::new("error", 1.0, 0.0, action)],
+        ..plan()
+    }
+}
+
+fn one(at: u64, increment: Increment) -> Window {
+    Window {
+        epoch: 1,
+        from: at,
+        to: at + 1,
+        metrics: BTreeMap::from([("error".to_owned(), increment)]),
+    }
+}
+
+#[test]
+fn users_that_differ_before_the_ramp_are_no_harm() {
+    let plan = error_only(Action::Rollback);
+    let (mut blind, mut wise) = (Evidence::new(), Evidence::new());
+    // The slice of 5 % has twice the rate of the others while all are served by the baseline.
+    wise.learn_slice(
+        "error",
+        500,
+        Counts::new(20_000, 400),
+        Counts::new(400_000, 4_000),
+    )
+    .unwrap();
+    wise.expose(500);
+    blind.expose(500);
+    let window = |t| one(t, increment((500, 10), (10_000, 100)));
+    let mut last = None;
+    for t in 0..100 {
+        blind.observe(&plan, &window(t)).unwrap();
+        last = Some(wise.observe(&plan, &window(t)).unwrap());
+    }
+    assert!(blind.failed() && !wise.failed());
+    let users = last.unwrap().gates[0].users.unwrap();
+    assert!(users > 2.0 && users < 2.3, "{users}");
+    // Harm on top of that is found, and another slice has no excuse.
+    assert!((100..300).any(|t| {
+        wise.observe(&plan, &one(t, increment((500, 20), (10_000, 100))))
+            .unwrap()
+            .verdict
+            == Verdict::Fail
+    }));
+    assert!(
+        wise.learn_slice("error", 500, Counts::new(1, 0), Counts::new(1, 0))
+            .is_err()
+    );
+}
+
+#[test]
+fn learnt_noise_is_no_harm_and_survives_json() {
+    let plan = error_only(Action::Rollback);
+    let (mut blind, mut wise) = (Evidence::new(), Evidence::new());
+    // Two groups of the baseline that differ by a factor of 3, now this way and now that.
+    let swing = |t: u64| if (t / 3) % 2 == 0 { (90, 30) } else { (30, 90) };
+    for t in 0..600 {
+        let (a, b) = swing(t);
+        wise.learn(
+            &plan,
+            "error",
+            [Counts::new(3_000, a), Counts::new(3_000, b)],
+        )
+        .unwrap();
+    }
+    for t in 0..40 {
+        let (a, b) = swing(t);
+        let increment = Increment::Grouped {
+            candidate: Counts::new(3_000, a),
+            baseline: [Counts::new(3_000, b), Counts::new(3_000, a.midpoint(b))],
+        };
+        let window = Window {
+            from: t * 300_000,
+            to: (t + 1) * 300_000,
+            ..one(0, increment)
+        };
+        blind.observe(&plan, &window).unwrap();
+        let judgement = wise.observe(&plan, &window).unwrap();
+        assert!((judgement.bound - (1.0f64 / 0.045).ln()).abs() < 1e-12);
+        let text = serde_json::to_string(&wise).unwrap();
+        let back: Evidence = serde_json::from_str(&text).unwrap();
+        assert_eq!(back, wise);
+        assert!(
+            serde_json::from_str::<Evidence>(&text.replacen(
+                "\"likelihood\":[",
+                "\"likelihood\":[0.5,",
+                1
+            ))
+            .is_err()
+        );
+    }
+    assert!(blind.failed() && !wise.failed());
+    let late = wise
+        .learn(&plan, "error", [Counts::new(1, 0); 2])
+        .unwrap_err();
+    assert!(late.to_string().contains("before the ramp"), "{late}");
+    assert!(
+        wise.learn(&plan, "nothing", [Counts::new(1, 0); 2])
+            .is_err()
+    );
+}
+
+#[test]
+fn scores_and_comparisons_are_judged_by_their_means() {
+    let plan = error_only(Action::Rollback);
+    let scores = |n: u64, mean: f64| Scores {
+        n,
+        sum: mean * n as f64,
+        square: (mean * mean + 0.02) * n as f64,
+    };
+    let compared = |wins, ties, losses| Increment::Compared(Comparisons { wins, ties, losses });
+    let worse = Increment::Scores {
+        candidate: scores(50, 0.5),
+        baseline: scores(50, 0.3),
+    };
+    let alike = Increment::Scores {
+        candidate: scores(50, 0.3),
+        baseline: scores(50, 0.3),
+    };
+    for (good, bad) in [(alike, worse), (compared(20, 10, 20), compared(10, 10, 30))] {
+        let (mut fine, mut harmed) = (Evidence::new(), Evidence::new());
+        for t in 0..50 {
+            fine.observe(&plan, &one(t, good.clone())).unwrap();
+            harmed.observe(&plan, &one(t, bad.clone())).unwrap();
+        }
+        assert!(!fine.failed() && harmed.failed());
+        let text = serde_json::to_string(&harmed).unwrap();
+        assert_eq!(serde_json::from_str::<Evidence>(&text).unwrap(), harmed);
+        assert_eq!(
+            harmed
+                .observe(&plan, &one(50, increment((1, 0), (1, 0))))
+                .unwrap_err(),
+            BadWindow::Kind {
+                metric: "error".to_owned()
+            }
+        );
+        let sure = GatePlan {
+            pass: PassWhen::NonInferior {
+                min_samples: 1,
+                margin: 0.1,
+                beta: 0.05,
+            },
+            ..plan.clone()
+        };
+        assert!(
+            (50..2_000).any(
+                |t| fine.observe(&sure, &one(t, good.clone())).unwrap().verdict == Verdict::Pass
+            )
+        );
+    }
+    let impossible = Increment::Scores {
+        candidate: Scores {
+            n: 1,
+            sum: 2.0,
+            square: 1.0,
+        },
+        baseline: scores(1, 0.5),
+    };
+    assert!(Evidence::new().observe(&plan, &one(0, impossible)).is_err());
+}
+
+#[test]
+fn blame_goes_to_the_gate_that_is_harmed() {
+    let (plan, mut evidence) = (plan(), Evidence::new());
+    let judgement = evidence.observe(&plan, &bad(1, 0)).unwrap();
+    assert_eq!(
+        judgement
+            .gates
+            .iter()
+            .map(|g| g.verdict)
+            .collect::<Vec<_>>(),
+        [Verdict::Fail, Verdict::Inconclusive]
+    );
 }
