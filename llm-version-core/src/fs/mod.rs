@@ -5,6 +5,7 @@
 
 mod build;
 mod cache;
+mod capture;
 mod hash;
 mod inspect;
 mod materialise;
@@ -16,6 +17,7 @@ mod walk;
 
 pub use build::{BuildError, BuildOptions, Built, Folder, build};
 pub use cache::{CacheError, HashCache};
+pub use capture::{Capture, CaptureError, capture_lineage};
 pub use materialise::{FolderSource, Materialised, Sharing, materialise};
 pub use problem::{Problem, ProblemKind, Warning, WarningKind};
 pub use store::FolderStore;

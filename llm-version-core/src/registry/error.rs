@@ -64,6 +64,9 @@ pub enum RegistryError {
         /// The record's digest.
         published: Digest,
     },
+    /// A version states itself as one of its ancestors.
+    #[error("{0} is stated as its own ancestor; parents must not form a circle")]
+    OwnAncestor(VersionId),
     /// The version number moved too little.
     #[error("{0}; or state why it is right")]
     SmallBump(#[from] Box<BumpTooSmall>),

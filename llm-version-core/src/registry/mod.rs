@@ -14,6 +14,7 @@ mod gc;
 mod log;
 mod publish;
 mod store;
+mod trace;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -22,6 +23,7 @@ pub use gc::{GcOptions, GcReport};
 pub use log::{AliasMove, Event, LogEntry, LogHead, Note, RecordInfo, VersionInfo};
 pub use publish::{Publish, Source};
 pub use store::{Created, MemoryStore, Store, StoreError};
+pub use trace::Trace;
 
 pub(crate) use store::copy_verified;
 

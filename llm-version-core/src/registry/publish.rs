@@ -61,6 +61,9 @@ impl<S: Store> Registry<S> {
         let (id, record) = (manifest.id(), manifest.record_digest());
         let state = self.state()?;
         let published = check_taken(&state, id, &record)?;
+        if self.is_own_ancestor(id, &manifest.lineage().parents)? {
+            return Err(RegistryError::OwnAncestor(id.clone()));
+        }
         let mut small_bump = String::new();
         if !published {
             if let Err(error) = self.check_bump(&state, manifest, options) {
