@@ -22,10 +22,9 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use engines::NoTurn;
 use http::{Extensions, HeaderValue, Request, StatusCode, header};
+use llm_serve_adapters::layer::Assignment;
 use llm_version_core::VersionId;
 use serde_json::{Value, json};
-use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// The name under which the server offers its model.
@@ -38,63 +37,55 @@ const LARGEST_REQUEST: usize = 64 << 10;
 /// How long a request's body may take to arrive.
 const ARRIVAL: Duration = Duration::from_secs(10);
 
-/// Raises flags on the request that carries it among its extensions.
-#[derive(Clone)]
-pub struct Flags(Arc<dyn Fn(&str) + Send + Sync>);
-
-impl Flags {
-    /// Calls `raise` with the name of each flag that is raised.
-    pub fn new(raise: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(raise))
-    }
-}
-
-impl fmt::Debug for Flags {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Flags").finish_non_exhaustive()
-    }
-}
-
 /// The version that is to answer, as the layer has decided.
-fn resolved(extensions: &Extensions) -> Option<VersionId> {
-    extensions.get::<VersionId>().cloned()
+fn resolved(extensions: &Extensions) -> Option<&'static VersionId> {
+    let assignment = extensions.get::<Assignment>()?;
+    Some(assignment.version()?.id())
 }
 
-/// The flags of a request, if anybody listens.
-fn flags(extensions: &Extensions) -> Option<Flags> {
-    extensions.get::<Flags>().cloned()
-}
-
-/// Raises a flag.
-fn raise(flags: Option<&Flags>, name: &str) {
-    if let Some(Flags(raise)) = flags {
-        raise(name);
+/// Raises a flag on a request, if it came through a layer that knows it.
+fn raise(assignment: Option<&Assignment>, name: &str) {
+    if let Some(assignment) = assignment {
+        // a host that has not named the flag does not want to know
+        let _known = assignment.flag(name);
     }
 }
 
-/// The API. `layered` puts the rollout's layer around what it is to decide
-/// about: the chat route, and not the requests for health and models, which
-/// are no version's.
-pub fn app(engines: &Engines, layered: impl FnOnce(Router) -> Router) -> Router {
-    let chat = Router::new()
-        .route("/v1/chat/completions", post(chat))
-        .with_state(engines.clone());
-    let about = Router::new()
+/// The whole API: [`chat`] and [`about`].
+pub fn app(engines: Engines) -> Router {
+    chat(engines.clone()).merge(about(engines))
+}
+
+/// The route that a version answers: what the rollout's layer goes around.
+/// Layered alone, before it is merged with [`about`], no probe of a load
+/// balancer counts as a request of some version.
+pub fn chat(engines: Engines) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(complete))
+        .method_not_allowed_fallback(other_method)
+        .with_state(engines)
+}
+
+/// Health, models, and what to say about any other path.
+pub fn about(engines: Engines) -> Router {
+    Router::new()
         .route("/v1/models", get(models))
         .route("/health", get(health))
-        .with_state(engines.clone());
-    layered(chat)
-        .merge(about)
-        .method_not_allowed_fallback(|| async {
-            ApiError::invalid(None, "this path has another method")
-                .with_status(StatusCode::METHOD_NOT_ALLOWED)
-        })
-        .fallback(|| async {
-            ApiError::invalid(None, "there is no such path").with_status(StatusCode::NOT_FOUND)
-        })
+        .method_not_allowed_fallback(other_method)
+        .fallback(other_path)
+        .with_state(engines)
 }
 
-async fn chat(State(engines): State<Engines>, request: Request<Body>) -> Response {
+async fn other_method() -> ApiError {
+    ApiError::invalid(None, "this path has another method")
+        .with_status(StatusCode::METHOD_NOT_ALLOWED)
+}
+
+async fn other_path() -> ApiError {
+    ApiError::invalid(None, "there is no such path").with_status(StatusCode::NOT_FOUND)
+}
+
+async fn complete(State(engines): State<Engines>, request: Request<Body>) -> Response {
     match answer(&engines, request).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
@@ -105,7 +96,7 @@ async fn answer(engines: &Engines, request: Request<Body>) -> Result<Response, A
     let (parts, body) = request.into_parts();
     let version = resolved(&parts.extensions)
         .ok_or_else(|| ApiError::server("undecided", "nobody has decided which version answers"))?;
-    let (engine, running) = engines.begin(&version).ok_or_else(|| {
+    let (engine, running) = engines.begin(version).ok_or_else(|| {
         let message = format!("{} is not loaded", version.reference());
         ApiError::server("not_loaded", message)
     })?;
@@ -122,13 +113,14 @@ async fn answer(engines: &Engines, request: Request<Body>) -> Result<Response, A
     let asked = Asked::parse(&body)?;
     let turn = engines.turn().await.map_err(|none| match none {
         NoTurn::Full => ApiError::overload(none.to_string()),
-        NoTurn::Late => ApiError::server("overloaded", none.to_string()),
+        NoTurn::Late => ApiError::server("overloaded", none.to_string())
+            .with_status(StatusCode::SERVICE_UNAVAILABLE),
     })?;
 
     let stream = asked.stream;
-    let flags = flags(&parts.extensions);
+    let assignment = parts.extensions.get::<Assignment>().cloned();
     let limit = engines.limits().reply;
-    let mut reply = generation::start(engine, asked, turn, flags, limit, running);
+    let mut reply = generation::start(engine, asked, turn, assignment, limit, running);
     let (kind, body) = if stream {
         ("text/event-stream; charset=utf-8", Body::new(reply))
     } else {
@@ -169,7 +161,9 @@ async fn models(State(engines): State<Engines>) -> axum::Json<Value> {
 async fn health(State(engines): State<Engines>) -> Response {
     let versions = loaded(&engines);
     if versions.is_empty() {
-        return ApiError::server("not_loaded", "no version is loaded").into_response();
+        return ApiError::server("not_loaded", "no version is loaded")
+            .with_status(StatusCode::SERVICE_UNAVAILABLE)
+            .into_response();
     }
     axum::Json(json!({"status": "ok", "versions": versions})).into_response()
 }

@@ -29,10 +29,10 @@ impl ApiError {
         }
     }
 
-    /// The server's fault.
+    /// The version's fault, not a matter of load: recorded as such.
     pub(super) fn server(code: &'static str, message: impl Into<String>) -> Self {
         Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
+            status: StatusCode::INTERNAL_SERVER_ERROR,
             kind: "server_error",
             code: Some(code),
             param: None,

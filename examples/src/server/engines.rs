@@ -121,8 +121,18 @@ pub(super) enum NoTurn {
 }
 
 impl Engines {
-    /// No version yet.
-    pub fn new(limits: Limits) -> Self {
+    /// Of these versions, each in its directory. They are loaded by
+    /// [`Self::load`], or when a rollout prepares them.
+    pub fn new<P: Into<PathBuf>>(versions: impl IntoIterator<Item = (VersionId, P)>) -> Self {
+        let engines = Self::with_limits(Limits::default());
+        for (version, directory) in versions {
+            engines.add(version, directory);
+        }
+        engines
+    }
+
+    /// Of no version yet, with limits of one's own.
+    pub fn with_limits(limits: Limits) -> Self {
         let cores = limits.cores.clamp(1, 4_096);
         let places = cores.saturating_add(limits.queue).min(1 << 20);
         Self {
@@ -135,8 +145,7 @@ impl Engines {
         }
     }
 
-    /// Says where a version lies. It is loaded by [`Self::load`], or when a
-    /// rollout prepares it.
+    /// Says where a version lies.
     pub fn add(&self, version: VersionId, directory: impl Into<PathBuf>) {
         let directory = directory.into();
         let mut versions = self.versions();

@@ -3,12 +3,13 @@
 
 use super::api::{Asked, Usage, Wording};
 use super::engines::{Engine, Running, Turn};
-use super::{BAD_FORMAT, Flags, raise};
+use super::{BAD_FORMAT, raise};
 use crate::lm::desk::{self, Order};
 use crate::lm::{Finish, Generation};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
+use llm_serve_adapters::layer::Assignment;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -104,7 +105,7 @@ pub(super) fn start(
     engine: Arc<Engine>,
     asked: Asked,
     turn: Turn,
-    flags: Option<Flags>,
+    assignment: Option<Assignment>,
     limit: Duration,
     running: Running,
 ) -> Reply {
@@ -124,7 +125,7 @@ pub(super) fn start(
             &engine,
             &asked,
             &settings,
-            flags.as_ref(),
+            assignment.as_ref(),
             deadline,
             &frames,
         );
@@ -145,7 +146,7 @@ fn compute(
     engine: &Engine,
     asked: &Asked,
     settings: &Generation,
-    flags: Option<&Flags>,
+    assignment: Option<&Assignment>,
     deadline: Instant,
     frames: &mpsc::Sender<Result<Bytes, Cut>>,
 ) {
@@ -179,7 +180,7 @@ fn compute(
     }
     // before the last frame: whoever counts the reply at its end knows by then
     if !is_usable(&text) {
-        raise(flags, BAD_FORMAT);
+        raise(assignment, BAD_FORMAT);
     }
     let finish = answer.finish().unwrap_or(Finish::Length).as_str();
     let usage = Usage {

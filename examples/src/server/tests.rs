@@ -1,16 +1,18 @@
 use super::*;
 use crate::lm::{Variant, desk};
 use crate::load::{Load, Settings};
-use axum::middleware::{Next, from_fn};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use llm_rollout::{Fence, Position, Seq};
 use llm_serve_adapters::host::{ErrorKind, ServingBackend as _};
+use llm_serve_adapters::layer::{KeySource as _, RolloutLayer, header};
+use llm_serve_adapters::recorder::Row;
+use llm_serve_adapters::store::MemoryStore;
+use llm_serve_adapters::{Bootstrap, Endpoint};
 use llm_version_core::{Digest, Name, Version};
 use std::net::SocketAddr;
-use std::sync::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 
 fn version(minor: u32) -> VersionId {
@@ -29,47 +31,36 @@ fn at(seq: u64) -> Position {
     }
 }
 
-/// A server that answers with the version in the request's `x-version`, or
-/// its only one, and the flags that were raised.
+/// A server with a whole endpoint around its one version.
 struct Site {
     addr: SocketAddr,
     engines: Engines,
-    raised: Arc<Mutex<Vec<String>>>,
+    endpoint: Endpoint,
     directory: tempfile::TempDir,
 }
 
 async fn site(limits: Limits) -> Site {
     let directory = tempfile::tempdir().unwrap();
     Variant::Base.write(directory.path()).unwrap();
-    let engines = Engines::new(limits);
+    let engines = Engines::with_limits(limits);
     engines.add(version(0), directory.path());
     engines.load(&version(0)).await.unwrap();
-    let raised = Arc::<Mutex<Vec<String>>>::default();
-    let heard = Arc::clone(&raised);
-    let decide = move |mut request: Request<Body>, next: Next| {
-        let heard = Arc::clone(&heard);
-        async move {
-            let minor = request.headers().get("x-version");
-            let minor = minor.map_or(0, |minor| minor.to_str().unwrap().parse().unwrap());
-            let version = version(minor);
-            let reference = version.reference().to_string();
-            request.extensions_mut().insert(version);
-            let flags = Flags::new(move |flag| heard.lock().unwrap().push(flag.to_owned()));
-            request.extensions_mut().insert(flags);
-            let mut response = next.run(request).await;
-            let reference = HeaderValue::try_from(reference).unwrap();
-            response.headers_mut().insert("x-llm-version", reference);
-            response
-        }
-    };
-    let app = app(&engines, |chat| chat.layer(from_fn(decide)));
+    let endpoint = Endpoint::builder("desk", MemoryStore::default(), Bootstrap(version(0)))
+        .flags([BAD_FORMAT])
+        .open()
+        .await
+        .unwrap();
+    let layer = RolloutLayer::new(&endpoint).key(header("x-session-id").or_request());
+    let app = chat(engines.clone())
+        .layer(layer)
+        .merge(about(engines.clone()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, app).await });
     Site {
         addr,
         engines,
-        raised,
+        endpoint,
         directory,
     }
 }
@@ -92,6 +83,23 @@ impl Site {
         let request = Request::get(path).header("host", "test");
         let response = self.send(request.body(Full::default()).unwrap()).await;
         read(response).await
+    }
+
+    /// What the endpoint's recorder has counted once `requests` have ended:
+    /// faults and flags.
+    async fn recorded(&self, requests: u64) -> (u64, u64) {
+        for _ in 0..500 {
+            let snapshot = self.endpoint.data_plane().recorder.snapshot().unwrap();
+            let rows = &snapshot.rows;
+            let ended: u64 = rows.iter().map(Row::finished).sum();
+            if ended == requests {
+                let faults = rows.iter().map(Row::faults).sum();
+                let flagged = rows.iter().map(|row| row.flagged(BAD_FORMAT).unwrap());
+                return (faults, flagged.sum());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("other than {requests} requests were recorded");
     }
 
     /// Waits until nothing runs any more.
@@ -178,7 +186,7 @@ async fn a_reply_that_no_program_could_use_raises_the_flag() {
         (status, &whole["choices"][0]["finish_reason"]),
         (200, &json!("length"))
     );
-    assert_eq!(*site.raised.lock().unwrap(), [BAD_FORMAT]);
+    assert_eq!(site.recorded(1).await, (0, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -194,15 +202,6 @@ async fn errors_have_the_shape_that_clients_know() {
     assert_eq!(
         (status, &body["error"]["type"]),
         (413, &json!("invalid_request_error"))
-    );
-    let request = Request::post("/v1/chat/completions").header("x-version", "7");
-    let request = request
-        .body(Full::from(ask("x", true).to_string()))
-        .unwrap();
-    let (status, body) = read(site.send(request).await).await;
-    assert_eq!(
-        (status, &body["error"]["code"]),
-        (503, &json!("not_loaded"))
     );
     assert_eq!(site.get("/nowhere").await.0, 404);
     let (status, body) = site.get("/v1/chat/completions").await;
@@ -287,7 +286,12 @@ async fn retiring_cuts_off_what_still_runs() {
     assert!(body.frame().await.unwrap().is_err(), "cut, not ended");
     drop(body);
     site.quiet().await;
-    assert_eq!(site.post(ask("x", true)).await.status(), 503);
+    let (status, body) = read(site.post(ask("x", true)).await).await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (500, &json!("not_loaded"))
+    );
+    assert_eq!(site.recorded(1).await.0, 1, "the version's fault");
     assert_eq!(site.get("/health").await.0, 503);
 }
 
@@ -334,9 +338,10 @@ async fn the_load_generator_and_the_server_understand_each_other() {
     assert!(counts.replies > 20, "{counts:?}");
     assert_eq!(counts.faulted(), 0, "{:?}", counts.faults);
     assert_eq!(tally.all_flips(), 0);
-    let bad = site.raised.lock().unwrap().len();
+    let (faults, bad) = site.recorded(counts.replies).await;
+    assert_eq!(faults, 0);
     assert_eq!(
-        counts.bad_format, bad as u64,
+        counts.bad_format, bad,
         "both sides agree on what is unusable"
     );
     assert!(counts.total.quantile(0.5) >= counts.first.quantile(0.5));
