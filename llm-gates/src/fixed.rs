@@ -19,6 +19,7 @@ pub use distributions::{kolmogorov_smirnov, kolmogorov_smirnov_asymptotic};
 pub use exact::{
     binomial, fisher, ln_noncentral_hypergeometric, mcnemar, mcnemar_chi_square, rates,
 };
+pub(crate) use intervals::wilson_real;
 pub use intervals::{clopper_pearson, clopper_pearson_one_sided, newcombe, wilson};
 pub use means::{Welch, student_interval, welch, welch_moments};
 pub(crate) use proportions::needed;

@@ -53,7 +53,8 @@ pub enum PassWhen {
         /// Candidate samples of the stage, per gated metric.
         min_samples: u64,
     },
-    /// Enough samples and, for every rollback and hold gate, evidence that the harm is below a margin.
+    /// Enough samples and, for every rollback and hold gate, evidence that the harm is below a margin. The evidence is [`crate::RateRatio`] with the arms swapped (or
+    /// betting on means): it knows of users that differ, but not of noise that was learnt, so on noisy arms `beta` is nominal.
     NonInferior {
         /// Candidate samples of the stage, per gated metric.
         min_samples: u64,

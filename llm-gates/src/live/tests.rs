@@ -367,7 +367,13 @@ fn learnt_noise_is_no_harm_and_survives_json() {
     let plan = error_only(Action::Rollback);
     let (mut blind, mut wise) = (Evidence::new(), Evidence::new());
     // Two groups of the baseline that differ by a factor of 3, now this way and now that.
-    let swing = |t: u64| if (t / 3) % 2 == 0 { (90, 30) } else { (30, 90) };
+    let swing = |t: u64| {
+        if (t / 3).is_multiple_of(2) {
+            (90, 30)
+        } else {
+            (30, 90)
+        }
+    };
     for t in 0..600 {
         let (a, b) = swing(t);
         wise.learn(

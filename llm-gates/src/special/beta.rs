@@ -50,13 +50,22 @@ pub fn ln_tails(a: f64, b: f64, x: f64, y: f64) -> (f64, f64) {
     }
     let n = a + b;
     let density = ln_density_of_logit(a, b, x, y);
+    // Either tail can be written with x or with y; the lesser of them does not cancel against the shapes.
     if x * b < y * a {
-        let lower =
-            (density + libm::log(tail(|s| -a * s - n * libm::log1p(x * libm::expm1(-s))))).min(0.0);
+        let integral = if x <= 0.5 {
+            tail(|s| -a * s - n * libm::log1p(x * libm::expm1(-s)))
+        } else {
+            tail(|s| b * s - n * libm::log1p(y * libm::expm1(s)))
+        };
+        let lower = (density + libm::log(integral)).min(0.0);
         (lower, ln_1m_exp(lower))
     } else {
-        let upper =
-            (density + libm::log(tail(|s| -b * s - n * libm::log1p(y * libm::expm1(-s))))).min(0.0);
+        let integral = if y <= 0.5 {
+            tail(|s| -b * s - n * libm::log1p(y * libm::expm1(-s)))
+        } else {
+            tail(|s| a * s - n * libm::log1p(x * libm::expm1(s)))
+        };
+        let upper = (density + libm::log(integral)).min(0.0);
         (ln_1m_exp(upper), upper)
     }
 }

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::special::normal;
+use crate::Counts;
+use crate::fixed::{QuantileEstimate, wilson_real};
+use crate::quality::Comparisons;
+use crate::special::{normal, student};
 
 /// A summary of the samples of one arm.
 #[non_exhaustive]
@@ -25,7 +28,7 @@ pub enum Sample {
         /// Pairs in which the baseline was better.
         losses: u64,
     },
-    /// A mean of `n` values. Interval: normal.
+    /// A mean of `n` values. Interval: Student (1908), the whole line for a single value.
     Mean {
         /// Mean.
         mean: f64,
@@ -82,16 +85,32 @@ impl Measurement {
     }
 }
 
-fn wilson(successes: f64, n: f64, confidence: f64) -> (f64, f64) {
-    let z = normal::upper_quantile((1.0 - confidence) / 2.0);
-    let p = successes / n;
-    let centre = p + z * z / (2.0 * n);
-    let half = z * libm::sqrt(p * (1.0 - p) / n + z * z / (4.0 * n * n));
-    let scale = 1.0 + z * z / n;
-    (
-        ((centre - half) / scale).clamp(0.0, p),
-        ((centre + half) / scale).clamp(p, 1.0),
-    )
+impl From<QuantileEstimate> for Sample {
+    fn from(e: QuantileEstimate) -> Self {
+        Self::Quantile {
+            q: e.q,
+            value: e.value,
+            lower: e.lower,
+            upper: e.upper,
+            n: e.n,
+        }
+    }
+}
+
+impl From<Comparisons> for Sample {
+    fn from(c: Comparisons) -> Self {
+        Self::Comparison {
+            wins: c.wins,
+            ties: c.ties,
+            losses: c.losses,
+        }
+    }
+}
+
+impl From<Counts> for Sample {
+    fn from(c: Counts) -> Self {
+        Self::Proportion { k: c.k, n: c.n }
+    }
 }
 
 impl Sample {
@@ -151,12 +170,19 @@ impl Sample {
 
     /// Two-sided confidence interval.
     pub(super) fn interval(&self, confidence: f64) -> (f64, f64) {
-        let n = self.n() as f64;
+        let (n, z) = (
+            self.n() as f64,
+            normal::upper_quantile((1.0 - confidence) / 2.0),
+        );
         match *self {
-            Self::Proportion { k, .. } => wilson(k as f64, n, confidence),
-            Self::Comparison { .. } => wilson(self.value() * n, n, confidence),
+            Self::Proportion { k, .. } => wilson_real(k as f64, n, z),
+            Self::Comparison { .. } => wilson_real(self.value() * n, n, z),
             Self::Mean { mean, sd, .. } => {
-                let half = normal::upper_quantile((1.0 - confidence) / 2.0) * sd / libm::sqrt(n);
+                if n < 2.0 {
+                    return (f64::MIN, f64::MAX);
+                }
+                let half =
+                    student::upper_quantile(n - 1.0, (1.0 - confidence) / 2.0) * sd / libm::sqrt(n);
                 (mean - half, mean + half)
             }
             Self::Quantile { lower, upper, .. } => (lower, upper),
