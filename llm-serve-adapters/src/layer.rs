@@ -54,7 +54,7 @@ use self::body::{Content, Watch};
 use crate::DataPlane;
 use crate::recorder::OutcomeClass;
 use crate::router::{Decision, Key, Pin, Version};
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Body;
 use pin_project_lite::pin_project;
@@ -227,7 +227,7 @@ where
         let watch = this.watch.take();
         Poll::Ready(match reply {
             Ok(mut response) => {
-                if let Some(reference) = this.version.and_then(header_value) {
+                if let Some(reference) = this.version.and_then(Version::header) {
                     response.headers_mut().insert(VERSION_HEADER, reference);
                 }
                 let settled = response.extensions_mut().remove::<OutcomeClass>();
@@ -243,10 +243,6 @@ where
             }
         })
     }
-}
-
-fn header_value(version: &'static Version) -> Option<HeaderValue> {
-    HeaderValue::from_str(version.reference()).ok()
 }
 
 /// How a request ends whose reply has this status; none if the body decides.

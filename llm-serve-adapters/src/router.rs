@@ -166,50 +166,12 @@ impl InProcessRouter {
         let Some(view) = self.published.read() else {
             return self.busy();
         };
-        let live = !view.lapsed && now.as_millis() < view.deadline;
-        let candidate = view.candidate.filter(|_| live);
-        let chosen = match (key.pin, key.session) {
-            (Some(pin), _) => match (pin, candidate) {
-                (Pin::Candidate, Some(_)) => (Role::Candidate, Reason::Pinned),
-                _ => (Role::Baseline, Reason::Pinned),
-            },
-            (None, session) => {
-                let (place, reason) = match session {
-                    Some(bytes) => (place(bytes, view.salt), Reason::Assigned),
-                    None => (
-                        place(&self.chance().to_le_bytes(), view.salt),
-                        Reason::Keyless,
-                    ),
-                };
-                let place = u64::from(place);
-                if candidate.is_some() && place < view.candidate_below {
-                    (Role::Candidate, reason)
-                } else if live && place >= view.control_from {
-                    (Role::Control, reason)
-                } else {
-                    (Role::Baseline, reason)
-                }
-            }
+        let usual = key.pin.is_none() && !view.forced && now.as_millis() < view.deadline;
+        let (Some(session), true) = (key.session, usual) else {
+            return self.unusual(key, &view, now);
         };
-        let (role, mut reason) = chosen;
-        if !live {
-            reason = Reason::Lapsed;
-        }
-        if view.forced {
-            reason = Reason::Forced;
-        }
-        let version = match (role, candidate) {
-            (Role::Candidate, Some(slot)) => slot,
-            _ => view.baseline,
-        };
-        Decision {
-            role,
-            reason,
-            epoch: Epoch::new(view.epoch),
-            version,
-            randomised: key.randomised && live,
-            controlled: view.control_from < assign::END,
-        }
+        let role = role(place(session, view.salt), &view);
+        decision(&view, role, Reason::Assigned, key.randomised)
     }
 
     /// The version that a decision names.
@@ -245,6 +207,32 @@ impl InProcessRouter {
         control.core.force_baseline(why, self.now());
         self.publish(&control.core);
         self.save(&mut control)
+    }
+
+    /// Keyless, pinned, lapsed or forced.
+    #[inline(never)]
+    fn unusual(&self, key: &Key<'_>, view: &View, now: Timestamp) -> Decision {
+        let chance = if key.session.is_none() {
+            self.chance()
+        } else {
+            0
+        };
+        let live = now.as_millis() < view.deadline;
+        let (role, reason) = match (key.pin, key.session) {
+            _ if view.forced => (Role::Baseline, Reason::Forced),
+            _ if !live => (Role::Baseline, Reason::Lapsed),
+            (Some(Pin::Candidate), _) if view.candidate.is_some() => {
+                (Role::Candidate, Reason::Pinned)
+            }
+            (Some(_), _) => (Role::Baseline, Reason::Pinned),
+            (None, Some(bytes)) => (role(place(bytes, view.salt), view), Reason::Assigned),
+            (None, None) => (
+                role(place(&chance.to_le_bytes(), view.salt), view),
+                Reason::Keyless,
+            ),
+        };
+        // Under a latch or a lapse nobody is assigned by chance.
+        decision(view, role, reason, key.randomised && live && !view.forced)
     }
 
     #[cold]
@@ -342,6 +330,35 @@ impl InProcessRouter {
             _ => ErrorKind::Permanent,
         };
         Error::new(kind, format!("router {}: {refused}", self.id)).because(refused.clone())
+    }
+}
+
+/// Whose a place is.
+#[inline]
+fn role(place: u32, view: &View) -> Role {
+    let place = u64::from(place);
+    if place < view.candidate_below {
+        Role::Candidate
+    } else if place >= view.control_from {
+        Role::Control
+    } else {
+        Role::Baseline
+    }
+}
+
+#[inline]
+fn decision(view: &View, role: Role, reason: Reason, randomised: bool) -> Decision {
+    let version = match (role, view.candidate) {
+        (Role::Candidate, Some(candidate)) => candidate,
+        _ => view.baseline,
+    };
+    Decision {
+        role,
+        reason,
+        epoch: Epoch::new(view.epoch),
+        version,
+        randomised,
+        controlled: view.control_from < assign::END,
     }
 }
 

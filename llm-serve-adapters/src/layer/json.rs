@@ -135,11 +135,11 @@ impl Json {
             Some(Name::Text) if self.length > 0 => self.seen.deltas += 1,
             Some(Name::Error) if self.depth == 1 => self.seen.error = true,
             Some(Name::Finish) => {
-                self.seen.filtered |= matches!(text, b"content_filter" | b"refusal")
+                self.seen.filtered |= matches!(text, b"content_filter" | b"refusal");
             }
             Some(Name::Type) if self.depth == 1 => match text {
                 b"response.completed" | b"response.incomplete" | b"message_stop" => {
-                    self.seen.ended = true
+                    self.seen.ended = true;
                 }
                 b"response.failed" | b"error" => self.seen.error = true,
                 _ => {}
@@ -236,7 +236,9 @@ mod tests {
         #[test]
         fn nothing_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut json = Json::default();
-            bytes.iter().for_each(|b| json.feed(*b));
+            for byte in bytes {
+                json.feed(byte);
+            }
         }
 
         #[test]

@@ -4,6 +4,7 @@ use crate::router::tests::durable::Virtual;
 use crate::router::tests::{at, first, version};
 use crate::router::{InProcessRouter, Reason, Role, VersionSlot};
 use bytes::{Buf, Bytes};
+use http::header::HeaderValue;
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use llm_rollout::RouterId;

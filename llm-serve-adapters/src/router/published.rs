@@ -14,12 +14,11 @@ pub(crate) struct View {
     /// Places from here on belong to the control arm; 2^32 for none.
     pub(crate) control_from: u64,
     pub(crate) epoch: u64,
-    /// First moment at which the candidate serves nothing any more; the largest number for never.
+    /// First moment at which the candidate serves nothing any more: zero if it has lapsed, the largest number for never.
     pub(crate) deadline: u64,
     pub(crate) salt: u64,
     pub(crate) baseline: VersionSlot,
     pub(crate) candidate: Option<VersionSlot>,
-    pub(crate) lapsed: bool,
     pub(crate) forced: bool,
 }
 
@@ -32,15 +31,23 @@ impl View {
         lapsed: bool,
         forced: bool,
     ) -> Self {
+        let deadline = if lapsed {
+            0
+        } else {
+            deadline.map_or(u64::MAX, Timestamp::as_millis)
+        };
         Self {
-            candidate_below: assign::threshold(split.share),
+            candidate_below: if candidate.is_some() {
+                assign::threshold(split.share)
+            } else {
+                0
+            },
             control_from: assign::END - assign::threshold(split.control),
             epoch: split.epoch.get(),
-            deadline: deadline.map_or(u64::MAX, Timestamp::as_millis),
+            deadline,
             salt: split.salt,
             baseline,
             candidate,
-            lapsed,
             forced,
         }
     }
@@ -49,7 +56,7 @@ impl View {
         let candidate = self
             .candidate
             .map_or(0, |slot| HAS_CANDIDATE | slot_bits(slot));
-        let flags = if self.lapsed { LAPSED } else { 0 } | if self.forced { FORCED } else { 0 };
+        let flags = if self.forced { FORCED } else { 0 };
         [
             self.candidate_below | candidate | flags,
             self.control_from | slot_bits(self.baseline),
@@ -69,7 +76,6 @@ impl View {
             salt,
             baseline: slot_of(high),
             candidate: (low & HAS_CANDIDATE != 0).then(|| slot_of(low)),
-            lapsed: low & LAPSED != 0,
             forced: low & FORCED != 0,
         }
     }
@@ -79,8 +85,7 @@ const WORDS: usize = 5;
 const PLACES: u64 = (1 << 33) - 1;
 const SLOT_SHIFT: u32 = 33;
 const HAS_CANDIDATE: u64 = 1 << 49;
-const LAPSED: u64 = 1 << 50;
-const FORCED: u64 = 1 << 51;
+const FORCED: u64 = 1 << 50;
 
 fn slot_bits(slot: VersionSlot) -> u64 {
     u64::from(slot.index()) << SLOT_SHIFT
@@ -175,7 +180,6 @@ mod tests {
             salt: n,
             baseline: slot,
             candidate: Some(slot),
-            lapsed: n.is_multiple_of(2),
             forced: n.is_multiple_of(3),
         }
     }
@@ -228,7 +232,7 @@ mod tests {
         #[test]
         fn packing_loses_nothing(
             below in 0..=assign::END, from in 0..=assign::END, rest in any::<(u64, u64, u64)>(),
-            slots in any::<(u16, Option<u16>)>(), flags in any::<(bool, bool)>(),
+            slots in any::<(u16, Option<u16>)>(), forced in any::<bool>(),
         ) {
             let view = View {
                 candidate_below: below,
@@ -238,8 +242,7 @@ mod tests {
                 salt: rest.2,
                 baseline: VersionSlot::new(slots.0),
                 candidate: slots.1.map(VersionSlot::new),
-                lapsed: flags.0,
-                forced: flags.1,
+                forced,
             };
             prop_assert_eq!(View::unpack(view.pack()), view);
         }

@@ -15,9 +15,27 @@ pub struct VersionSlot(u16);
 pub struct Version {
     id: Arc<VersionId>,
     reference: Arc<str>,
+    #[cfg(feature = "tower")]
+    header: Option<http::HeaderValue>,
 }
 
 impl Version {
+    fn new(id: &VersionId) -> Self {
+        let reference = id.reference().to_string();
+        Self {
+            id: Arc::new(id.clone()),
+            #[cfg(feature = "tower")]
+            header: http::HeaderValue::from_str(&reference).ok(),
+            reference: reference.into(),
+        }
+    }
+
+    /// Its reference, as a response carries it.
+    #[cfg(feature = "tower")]
+    pub(crate) fn header(&self) -> Option<http::HeaderValue> {
+        self.header.clone()
+    }
+
     /// Its id.
     pub fn id(&self) -> &Arc<VersionId> {
         &self.id
@@ -60,11 +78,7 @@ impl VersionSlot {
         if usize::from(index) >= Self::CAPACITY {
             return Err(TooManyVersions);
         }
-        let version = Version {
-            id: Arc::new(id.clone()),
-            reference: id.reference().to_string().into(),
-        };
-        SLOTS.entry(index).get_or_init(|| version);
+        SLOTS.entry(index).get_or_init(|| Version::new(id));
         *used += 1;
         Ok(Self(index))
     }
