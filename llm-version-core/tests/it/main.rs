@@ -8,6 +8,8 @@ mod common;
 mod content;
 mod diff;
 #[cfg(feature = "fs")]
+mod hf;
+#[cfg(feature = "fs")]
 mod registry;
 #[cfg(feature = "fs")]
 mod tree;
