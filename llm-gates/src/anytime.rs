@@ -1,7 +1,7 @@
 //! Tests that hold at every look: e-processes, whose evidence may be read as often as one likes.
 //!
 //! Each starts at ln E = 0, takes disjoint increments, and satisfies P(ln E ever reaches ln(1 / alpha)) <= alpha where its hypothesis holds (Ville 1939). State is O(1)
-//! and serde. Which test for which metric: see the guide in `docs/`.
+//! and serde. Which test for which metric: see [`crate::guide`].
 
 mod auto_ratio;
 mod betting;

@@ -4,6 +4,8 @@
 //! - [`GateTable`]: gates before deployment, each with its criterion and interval.
 //! - [`Evidence`]: live evidence under one false-alarm budget for the whole rollout, at any number of looks.
 //!
+//! Which test for which metric and why: [`guide`].
+//!
 //! Pure: no clock, no randomness, no environment, no network. What is time is an argument.
 #![deny(missing_docs)]
 #![expect(
@@ -44,3 +46,6 @@ pub use table::{
     TableReport, TableRow, Threshold,
 };
 pub use verdict::{Action, Verdict};
+
+#[doc = include_str!("../docs/guide.md")]
+pub mod guide {}
