@@ -18,8 +18,13 @@ pub struct SystemClock {
 impl SystemClock {
     /// Starts at the wall time.
     pub fn new() -> Self {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { origin: Timestamp::from_millis(0).after(unix), start: Instant::now() }
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Self {
+            origin: Timestamp::from_millis(0).after(unix),
+            start: Instant::now(),
+        }
     }
 }
 

@@ -8,15 +8,15 @@ mod routers;
 
 use crate::endpoint::{CommandError, Status, SubmitError};
 use crate::host::{
-    Clock, Error, ErrorKind, Evaluator, MetricSource, Notifier, Owned, Query, Result, ServingBackend, StateStore,
-    TrafficRouter,
+    Clock, Error, ErrorKind, Evaluator, MetricSource, Notifier, Owned, Query, Result,
+    ServingBackend, StateStore, TrafficRouter,
 };
-use crate::recorder::Recorder;
 use crate::journal::{Checkpoint, Entry, Event, Ledger};
+use crate::recorder::Recorder;
 use jobs::{Finished, Jobs};
 use llm_rollout::{
-    Command, Direction, Effect, EndpointId, Fence, Input, Look, Observed, Phase, Plan, Position, Recovery, Rejected,
-    Rollout, RolloutId, Seq, Step, Timestamp,
+    Command, Direction, Effect, EndpointId, Fence, Input, Look, Observed, Phase, Plan, Position,
+    Recovery, Rejected, Rollout, RolloutId, Seq, Step, Timestamp,
 };
 use llm_version_core::VersionId;
 use std::sync::Arc;
@@ -97,7 +97,10 @@ impl Controller {
     ///
     /// # Errors
     /// The store cannot be reached, or an entry is damaged (named; nothing is overwritten).
-    pub(crate) async fn start(parts: Parts, bootstrap: &VersionId) -> Result<(Self, watch::Receiver<Status>)> {
+    pub(crate) async fn start(
+        parts: Parts,
+        bootstrap: &VersionId,
+    ) -> Result<(Self, watch::Receiver<Status>)> {
         let Owned { fence, .. } = parts.store.acquire(&parts.endpoint).await?;
         let now = parts.clock.now();
         let (status, watching) = watch::channel(Status::default());
@@ -117,7 +120,10 @@ impl Controller {
         controller.read_log().await?;
         controller.behind = controller.ledger.latest.since(now);
         if controller.ledger.production.is_none() {
-            let event = Event::Bootstrapped { version: bootstrap.clone(), at: now };
+            let event = Event::Bootstrapped {
+                version: bootstrap.clone(),
+                at: now,
+            };
             controller.append(event).await?;
         }
         controller.publish();
@@ -131,7 +137,8 @@ impl Controller {
                 Ok(pause) => pause,
                 Err(error) => {
                     // Only the newest fence may act; a damaged log must not be acted upon.
-                    self.status.send_modify(|status| status.stopped = Some(Arc::new(error)));
+                    self.status
+                        .send_modify(|status| status.stopped = Some(Arc::new(error)));
                     return;
                 }
             };
@@ -172,9 +179,15 @@ impl Controller {
         if now >= self.next_round || self.awaits_routers() {
             let routers = self.routers_round().await?;
             if self.doubt.is_none() {
-                self.feed(Input::Found { fence: self.fence, routers }).await?;
+                self.feed(Input::Found {
+                    fence: self.fence,
+                    routers,
+                })
+                .await?;
             }
-            let every = self.rollout().map_or(IDLE, |r| r.plan().spec().lease.renew_every);
+            let every = self
+                .rollout()
+                .map_or(IDLE, |r| r.plan().spec().lease.renew_every);
             self.next_round = self.now().after(every.min(IDLE));
         }
         if self.active && self.doubt.is_none() {
@@ -194,12 +207,21 @@ impl Controller {
     /// As [`Self::turn`].
     pub(crate) async fn receive(&mut self, message: Message) -> Result<()> {
         match message {
-            Message::Submit { id, candidate, plan, reply } => {
+            Message::Submit {
+                id,
+                candidate,
+                plan,
+                reply,
+            } => {
                 let answer = self.submit(id, candidate, *plan).await?;
                 // A caller that has gone away needs no answer.
                 drop(reply.send(answer));
             }
-            Message::Command { rollout, command, reply } => {
+            Message::Command {
+                rollout,
+                command,
+                reply,
+            } => {
                 let answer = self.command(&rollout, command).await?;
                 drop(reply.send(answer));
             }
@@ -219,10 +241,18 @@ impl Controller {
         }
         if let Some(known) = self.rollout().filter(|r| *r.id() == id) {
             let same = *known.candidate() == candidate;
-            return Ok(if same { Ok(()) } else { Err(SubmitError::OtherCandidate(id)) });
+            return Ok(if same {
+                Ok(())
+            } else {
+                Err(SubmitError::OtherCandidate(id))
+            });
         }
         if let Some(end) = self.ledger.ended.get(&id) {
-            return Ok(if end.candidate == candidate { Ok(()) } else { Err(SubmitError::OtherCandidate(id)) });
+            return Ok(if end.candidate == candidate {
+                Ok(())
+            } else {
+                Err(SubmitError::OtherCandidate(id))
+            });
         }
         if let Some(busy) = self.rollout().filter(|r| !r.is_settled()) {
             return Ok(Err(SubmitError::Busy(busy.id().clone())));
@@ -237,8 +267,21 @@ impl Controller {
             return Ok(Err(SubmitError::UnsafeRouter(router.id().clone())));
         }
         let salt = xxhash_rust::xxh3::xxh3_64(format!("{}/{id}", self.parts.endpoint).as_bytes());
-        let rollout = Rollout::new(id, production, candidate, plan, salt, self.ledger.epoch, self.now());
-        match self.append(Event::Submitted { rollout: Box::new(rollout) }).await {
+        let rollout = Rollout::new(
+            id,
+            production,
+            candidate,
+            plan,
+            salt,
+            self.ledger.epoch,
+            self.now(),
+        );
+        match self
+            .append(Event::Submitted {
+                rollout: Box::new(rollout),
+            })
+            .await
+        {
             Ok(()) => {
                 self.next_look = None;
                 self.publish();
@@ -265,7 +308,11 @@ impl Controller {
             Ok(None) => Ok(Ok(())),
             Ok(Some(step)) => {
                 let accepted = self.take(step, None).await?;
-                Ok(if accepted { Ok(()) } else { Err(CommandError::StoreUnavailable) })
+                Ok(if accepted {
+                    Ok(())
+                } else {
+                    Err(CommandError::StoreUnavailable)
+                })
             }
         }
     }
@@ -276,7 +323,9 @@ impl Controller {
             return Ok(());
         }
         // Until every router has been read back, only what goes back may be decided.
-        let Ok(Some(step)) = self.decide(input) else { return Ok(()) };
+        let Ok(Some(step)) = self.decide(input) else {
+            return Ok(());
+        };
         if !self.active && step.state.phase.stage().is_some() {
             return Ok(());
         }
@@ -285,14 +334,18 @@ impl Controller {
     }
 
     fn decide(&self, input: Input) -> std::result::Result<Option<Step>, Rejected> {
-        self.rollout().map_or(Ok(None), |r| r.decide(self.ledger.next, self.now(), input))
+        self.rollout()
+            .map_or(Ok(None), |r| r.decide(self.ledger.next, self.now(), input))
     }
 
     /// Logs a step and folds it in. `false`: it is not in the log for certain; where it goes back, the routers have been told.
     async fn take(&mut self, step: Step, checkpoint: Option<Checkpoint>) -> Result<bool> {
         let back = is_back(&step);
         let binding = is_binding(&step);
-        let event = Event::Stepped { step: Box::new(step.clone()), checkpoint };
+        let event = Event::Stepped {
+            step: Box::new(step.clone()),
+            checkpoint,
+        };
         match self.append(event).await {
             Ok(()) => {
                 if self.awaits_routers() {
@@ -324,7 +377,11 @@ impl Controller {
         let now = self.now();
         self.store_down_since.get_or_insert(now);
         let binding = binding || self.doubt.as_ref().is_some_and(|d| d.binding);
-        self.doubt = Some(Doubt { binding, input, retry_at: now.after(STORE_RETRY) });
+        self.doubt = Some(Doubt {
+            binding,
+            input,
+            retry_at: now.after(STORE_RETRY),
+        });
     }
 
     /// Reads the log again after an append whose outcome is unknown; then decides again what may be missing.
@@ -356,25 +413,45 @@ impl Controller {
     /// One look: read the source, judge, read the routers back, decide; evidence and decision in one append.
     async fn look(&mut self) -> Result<()> {
         let now = self.now();
-        let Some(rollout) = self.rollout() else { return Ok(()) };
+        let Some(rollout) = self.rollout() else {
+            return Ok(());
+        };
         let (Phase::Soaking { stage } | Phase::Held { stage }) = rollout.phase() else {
             self.next_look = None;
             return Ok(());
         };
         let spec = rollout.plan().spec();
         let every = spec.look_every;
-        let (metrics, candidate, baseline) =
-            (spec.metrics.clone(), rollout.candidate().clone(), rollout.baseline().clone());
+        let (metrics, candidate, baseline) = (
+            spec.metrics.clone(),
+            rollout.candidate().clone(),
+            rollout.baseline().clone(),
+        );
         let epoch = rollout.state().split.epoch;
         let gates = rollout.plan().gate_plan(stage);
-        let query = Query { metrics: &metrics, epoch, candidate: &candidate, baseline: &baseline };
+        let query = Query {
+            metrics: &metrics,
+            epoch,
+            candidate: &candidate,
+            baseline: &baseline,
+        };
         let source = Arc::clone(&self.parts.source);
 
-        let Some(mut checkpoint) = self.ledger.checkpoint.clone().filter(|c| c.epoch == epoch) else {
+        let Some(mut checkpoint) = self.ledger.checkpoint.clone().filter(|c| c.epoch == epoch)
+        else {
             // The epoch is confirmed and has no cursor yet: windows begin now.
             if let Ok(cursor) = source.open(query, now).await {
-                let evidence = self.ledger.checkpoint.take().map(|c| c.evidence).unwrap_or_default();
-                self.ledger.checkpoint = Some(Checkpoint { evidence, cursor, epoch });
+                let evidence = self
+                    .ledger
+                    .checkpoint
+                    .take()
+                    .map(|c| c.evidence)
+                    .unwrap_or_default();
+                self.ledger.checkpoint = Some(Checkpoint {
+                    evidence,
+                    cursor,
+                    epoch,
+                });
                 self.next_look = Some(now.after(every));
             }
             return Ok(());
@@ -389,21 +466,39 @@ impl Controller {
                 if error.kind() == ErrorKind::Permanent {
                     // An earlier life of the source: what lies between counts as nothing. The evidence stays.
                     if let Ok(cursor) = source.open(query, now).await {
-                        self.ledger.checkpoint = Some(Checkpoint { cursor, ..checkpoint });
+                        self.ledger.checkpoint = Some(Checkpoint {
+                            cursor,
+                            ..checkpoint
+                        });
                         return Ok(());
                     }
                 }
-                return self.feed(Input::SourceFailed { reason: error.to_string() }).await;
+                return self
+                    .feed(Input::SourceFailed {
+                        reason: error.to_string(),
+                    })
+                    .await;
             }
         };
         let judgement = match checkpoint.evidence.observe(&gates, &reading.window) {
             Ok(judgement) => judgement,
-            Err(bad) => return self.feed(Input::SourceFailed { reason: bad.to_string() }).await,
+            Err(bad) => {
+                return self
+                    .feed(Input::SourceFailed {
+                        reason: bad.to_string(),
+                    })
+                    .await;
+            }
         };
         checkpoint.cursor = reading.cursor;
         // Read back after the judgement was made: a verdict counts only if every router is still what it was.
         let routers = self.routers_round().await?;
-        let look = Look { judgement, heartbeat: reading.heartbeat, fence: self.fence, routers };
+        let look = Look {
+            judgement,
+            heartbeat: reading.heartbeat,
+            fence: self.fence,
+            routers,
+        };
         if let Ok(Some(step)) = self.decide(Input::Judged(Box::new(look))) {
             self.take(step, Some(checkpoint)).await?;
         }
@@ -411,7 +506,12 @@ impl Controller {
     }
 
     async fn collect_jobs(&mut self) -> Result<()> {
-        while let Some(Finished { intent, input, outcome }) = self.jobs.next(self.now()) {
+        while let Some(Finished {
+            intent,
+            input,
+            outcome,
+        }) = self.jobs.next(self.now())
+        {
             if self.ledger.outbox.contains_key(&intent) {
                 if let Err(error) = self.append(Event::Delivered { intent, outcome }).await {
                     if error.kind() == ErrorKind::Fenced {
@@ -433,9 +533,15 @@ impl Controller {
         let now = self.now();
         let fence = self.fence;
         let rollout = self.ledger.rollout.as_ref();
-        let pending = rollout.into_iter().flat_map(Rollout::pending).chain(self.ledger.outbox.values());
+        let pending = rollout
+            .into_iter()
+            .flat_map(Rollout::pending)
+            .chain(self.ledger.outbox.values());
         for intent in pending.filter(|i| !matches!(i.effect, Effect::Route { .. })) {
-            let at = Position { fence, seq: intent.id.seq };
+            let at = Position {
+                fence,
+                seq: intent.id.seq,
+            };
             self.jobs.begin(now, intent, at, rollout);
         }
     }
@@ -446,14 +552,27 @@ impl Controller {
         if self.awaits_routers() || self.doubt.is_some() || !self.active {
             return CONFIRM;
         }
-        let due = [self.rollout().and_then(Rollout::next_wakeup), self.next_look, Some(self.next_round), self.jobs.next_try()];
-        let soonest = due.into_iter().flatten().min().unwrap_or_else(|| now.after(IDLE));
+        let due = [
+            self.rollout().and_then(Rollout::next_wakeup),
+            self.next_look,
+            Some(self.next_round),
+            self.jobs.next_try(),
+        ];
+        let soonest = due
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or_else(|| now.after(IDLE));
         soonest.since(now).clamp(Duration::from_millis(5), IDLE)
     }
 
     fn awaits_routers(&self) -> bool {
         self.rollout().is_some_and(|r| match r.phase() {
-            Phase::Shifting { .. } | Phase::Promoting | Phase::RollingBack { part: Recovery::Redirecting } => true,
+            Phase::Shifting { .. }
+            | Phase::Promoting
+            | Phase::RollingBack {
+                part: Recovery::Redirecting,
+            } => true,
             phase => phase.is_end() && !r.is_settled(),
         })
     }
@@ -469,16 +588,27 @@ impl Controller {
     async fn append(&mut self, event: Event) -> Result<()> {
         let entry = Entry::new(event);
         let seq = self.ledger.next;
-        let bytes = entry
-            .encode()
-            .map_err(|e| Error::permanent(format!("entry {seq} cannot be written as JSON")).because(e))?;
+        let bytes = entry.encode().map_err(|e| {
+            Error::permanent(format!("entry {seq} cannot be written as JSON")).because(e)
+        })?;
         // The split as it will be once the entry is folded in, in the same commit.
         let mut after = self.ledger.clone();
         after
             .fold(&self.parts.endpoint, seq, &entry)
             .map_err(|e| Error::permanent(e.to_string()))?;
-        let split = after.split().filter(|split| Some(split) != self.ledger.split().as_ref() || seq == Seq::default());
-        self.parts.store.append(&self.parts.endpoint, self.fence, seq, &bytes, split.as_ref()).await?;
+        let split = after
+            .split()
+            .filter(|split| Some(split) != self.ledger.split().as_ref() || seq == Seq::default());
+        self.parts
+            .store
+            .append(
+                &self.parts.endpoint,
+                self.fence,
+                seq,
+                &bytes,
+                split.as_ref(),
+            )
+            .await?;
         self.ledger = after;
         self.store_down_since = None;
         Ok(())
@@ -486,10 +616,15 @@ impl Controller {
 
     async fn read_log(&mut self) -> Result<()> {
         loop {
-            let page = self.parts.store.read(&self.parts.endpoint, self.ledger.next).await?;
+            let page = self
+                .parts
+                .store
+                .read(&self.parts.endpoint, self.ledger.next)
+                .await?;
             let empty = page.entries.is_empty();
             for (seq, bytes) in page.entries {
-                let entry = Entry::decode(&self.parts.endpoint, seq, &bytes).map_err(|e| Error::permanent(e.to_string()))?;
+                let entry = Entry::decode(&self.parts.endpoint, seq, &bytes)
+                    .map_err(|e| Error::permanent(e.to_string()))?;
                 self.ledger
                     .fold(&self.parts.endpoint, seq, &entry)
                     .map_err(|e| Error::permanent(e.to_string()))?;
@@ -509,13 +644,27 @@ impl Controller {
 }
 
 fn is_back(step: &Step) -> bool {
-    step.intents.iter().any(|i| matches!(i.effect, Effect::Route { direction: Direction::Back, .. }))
+    step.intents.iter().any(|i| {
+        matches!(
+            i.effect,
+            Effect::Route {
+                direction: Direction::Back,
+                ..
+            }
+        )
+    })
 }
 
 /// After it is logged, or may be, there is no going back without the log.
 fn is_binding(step: &Step) -> bool {
     step.intents.iter().any(|i| {
-        matches!(i.effect, Effect::Route { direction: Direction::Promote | Direction::End, .. } | Effect::Retire(_))
+        matches!(
+            i.effect,
+            Effect::Route {
+                direction: Direction::Promote | Direction::End,
+                ..
+            } | Effect::Retire(_)
+        )
     })
 }
 

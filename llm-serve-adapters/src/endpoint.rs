@@ -1,16 +1,18 @@
 //! The endpoint: what a host opens, and the handles it gets.
 
+use crate::DataPlane;
 use crate::clock::SystemClock;
 use crate::controller::{Controller, Message, Parts};
 use crate::host::{
-    Clock, Error, ErrorKind, Evaluator, MetricSource, Notifier, ServingBackend, StateStore, TrafficRouter,
+    Clock, Error, ErrorKind, Evaluator, MetricSource, Notifier, ServingBackend, StateStore,
+    TrafficRouter,
 };
 use crate::journal::{End, Entry, Ledger};
-use crate::DataPlane;
 use crate::recorder::Recorder;
 use crate::router::InProcessRouter;
 use llm_rollout::{
-    BadName, Command, EndpointId, Epoch, Fence, Plan, Rejected, Rollout, RolloutId, RouterId, Seq, Split, Verb,
+    BadName, Command, EndpointId, Epoch, Fence, Plan, Rejected, Rollout, RolloutId, RouterId, Seq,
+    Split, Verb,
 };
 use llm_version_core::VersionId;
 use std::sync::Arc;
@@ -46,13 +48,17 @@ pub enum SubmitError {
     #[error("rollout {0} is in progress: wait for its end, or abort it")]
     Busy(RolloutId),
     /// The id is taken by a rollout of another candidate.
-    #[error("rollout id {0} belongs to another candidate: ids are unique for ever, choose a new one")]
+    #[error(
+        "rollout id {0} belongs to another candidate: ids are unique for ever, choose a new one"
+    )]
     OtherCandidate(RolloutId),
     /// The plan has pre-deployment gates, and nothing evaluates them.
     #[error("the plan has pre-deployment gates: give the endpoint an evaluator, or take them out")]
     NoEvaluator,
     /// A router cannot be trusted with a plan that advances by itself.
-    #[error("router {0} offers no fencing or no lease: such a router cannot take part in a rollout")]
+    #[error(
+        "router {0} offers no fencing or no lease: such a router cannot take part in a rollout"
+    )]
     UnsafeRouter(RouterId),
     /// The store cannot be reached; whether the rollout was logged is not known. Submitting the same id again is safe.
     #[error("the store cannot be reached: submit the same id again")]
@@ -164,14 +170,18 @@ impl EndpointBuilder {
     /// The name is not usable, the store cannot be reached, or a record is damaged (named; nothing is overwritten).
     pub async fn open(self) -> Result<Endpoint, OpenError> {
         let id = EndpointId::new(self.name)?;
-        let failed = |source| OpenError::Component { endpoint: id.clone(), source };
+        let failed = |source| OpenError::Component {
+            endpoint: id.clone(),
+            source,
+        };
         let clock: Arc<dyn Clock> = self.clock.unwrap_or_else(|| Arc::new(SystemClock::new()));
         let recorder = Arc::new(Recorder::new(self.flags).map_err(failed)?);
         let name = RouterId::new(IN_PROCESS)?;
 
         // What the store says is in force, before anything is served.
         let recorded = self.store.split(&id).await.map_err(failed)?;
-        let first = recorded.unwrap_or_else(|| Split::steady(None, self.bootstrap.clone(), Epoch::default()));
+        let first = recorded
+            .unwrap_or_else(|| Split::steady(None, self.bootstrap.clone(), Epoch::default()));
         let mut router = InProcessRouter::builder(name.clone(), first).clock(Arc::clone(&clock));
         if let Some(memory) = self.store.router_memory(&id, &name) {
             router = router.memory(memory);
@@ -184,17 +194,27 @@ impl EndpointBuilder {
             endpoint: id.clone(),
             store: Arc::clone(&self.store),
             routers,
-            source: self.source.unwrap_or_else(|| Arc::clone(&recorder) as Arc<dyn MetricSource>),
+            source: self
+                .source
+                .unwrap_or_else(|| Arc::clone(&recorder) as Arc<dyn MetricSource>),
             recorder: Arc::clone(&recorder),
             backend: self.backend,
             evaluator: self.evaluator,
             notifiers: self.notifiers,
             clock,
         };
-        let (controller, status) = Controller::start(parts, &self.bootstrap).await.map_err(failed)?;
+        let (controller, status) = Controller::start(parts, &self.bootstrap)
+            .await
+            .map_err(failed)?;
         let (mailbox, messages) = mpsc::channel(MAILBOX);
         tokio::spawn(controller.run(messages));
-        Ok(Endpoint { id, store: self.store, plane: DataPlane::new(router, recorder), mailbox, status })
+        Ok(Endpoint {
+            id,
+            store: self.store,
+            plane: DataPlane::new(router, recorder),
+            mailbox,
+            status,
+        })
     }
 }
 
@@ -218,7 +238,11 @@ impl Endpoint {
     ///
     /// # Errors
     /// As [`EndpointBuilder::open`].
-    pub async fn open(name: &str, store: impl StateStore, bootstrap: Bootstrap) -> Result<Self, OpenError> {
+    pub async fn open(
+        name: &str,
+        store: impl StateStore,
+        bootstrap: Bootstrap,
+    ) -> Result<Self, OpenError> {
         Self::builder(name, store, bootstrap).open().await
     }
 
@@ -262,10 +286,26 @@ impl Endpoint {
     ///
     /// # Errors
     /// See [`SubmitError`]; nothing was exposed.
-    pub async fn submit(&self, id: RolloutId, candidate: VersionId, plan: Plan) -> Result<Run, SubmitError> {
-        let run = Run { id: id.clone(), endpoint: self.clone() };
+    pub async fn submit(
+        &self,
+        id: RolloutId,
+        candidate: VersionId,
+        plan: Plan,
+    ) -> Result<Run, SubmitError> {
+        let run = Run {
+            id: id.clone(),
+            endpoint: self.clone(),
+        };
         let plan = Box::new(plan);
-        match self.ask(|reply| Message::Submit { id, candidate, plan, reply }).await {
+        match self
+            .ask(|reply| Message::Submit {
+                id,
+                candidate,
+                plan,
+                reply,
+            })
+            .await
+        {
             Some(answer) => answer.map(|()| run),
             None => Err(SubmitError::Stopped(self.why_stopped())),
         }
@@ -275,9 +315,13 @@ impl Endpoint {
     pub fn attach(&self, id: &RolloutId) -> Option<Run> {
         let known = {
             let status = self.status.borrow();
-            status.ledger.ended.contains_key(id) || status.ledger.rollout.as_ref().is_some_and(|r| r.id() == id)
+            status.ledger.ended.contains_key(id)
+                || status.ledger.rollout.as_ref().is_some_and(|r| r.id() == id)
         };
-        known.then(|| Run { id: id.clone(), endpoint: self.clone() })
+        known.then(|| Run {
+            id: id.clone(),
+            endpoint: self.clone(),
+        })
     }
 
     /// All traffic of this process to the baseline, now: needs neither store nor controller, latches durably in the router, and
@@ -313,7 +357,10 @@ impl Endpoint {
 
     fn why_stopped(&self) -> String {
         let status = self.status.borrow();
-        status.stopped.as_ref().map_or_else(|| "its task is gone".to_owned(), ToString::to_string)
+        status
+            .stopped
+            .as_ref()
+            .map_or_else(|| "its task is gone".to_owned(), ToString::to_string)
     }
 }
 
@@ -338,7 +385,13 @@ impl Run {
 
     /// The rollout as last logged, while it is the endpoint's newest.
     pub fn rollout(&self) -> Option<Rollout> {
-        self.endpoint.status.borrow().ledger.rollout.clone().filter(|r| r.id() == &self.id)
+        self.endpoint
+            .status
+            .borrow()
+            .ledger
+            .rollout
+            .clone()
+            .filter(|r| r.id() == &self.id)
     }
 
     /// Lets the current manual stage advance once its gates pass.
@@ -354,7 +407,14 @@ impl Run {
     /// # Errors
     /// See [`CommandError`].
     pub async fn hold(&self, name: &str, by: &str, why: &str) -> Result<(), CommandError> {
-        self.command(Verb::Hold { name: name.to_owned() }, by, why).await
+        self.command(
+            Verb::Hold {
+                name: name.to_owned(),
+            },
+            by,
+            why,
+        )
+        .await
     }
 
     /// Clears a hold.
@@ -362,7 +422,14 @@ impl Run {
     /// # Errors
     /// See [`CommandError`].
     pub async fn resume(&self, name: &str, by: &str, why: &str) -> Result<(), CommandError> {
-        self.command(Verb::Resume { name: name.to_owned() }, by, why).await
+        self.command(
+            Verb::Resume {
+                name: name.to_owned(),
+            },
+            by,
+            why,
+        )
+        .await
     }
 
     /// Goes back to the baseline. Acknowledged once it is logged or every router has accepted it.
@@ -399,9 +466,21 @@ impl Run {
     }
 
     async fn command(&self, verb: Verb, by: &str, why: &str) -> Result<(), CommandError> {
-        let command = Command { verb, by: by.to_owned(), why: why.to_owned() };
+        let command = Command {
+            verb,
+            by: by.to_owned(),
+            why: why.to_owned(),
+        };
         let rollout = self.id.clone();
-        match self.endpoint.ask(|reply| Message::Command { rollout, command, reply }).await {
+        match self
+            .endpoint
+            .ask(|reply| Message::Command {
+                rollout,
+                command,
+                reply,
+            })
+            .await
+        {
             Some(answer) => answer,
             None => Err(CommandError::Stopped(self.endpoint.why_stopped())),
         }
@@ -412,6 +491,8 @@ impl Run {
 impl Status {
     /// A newer controller owns the endpoint.
     pub fn is_fenced_out(&self) -> bool {
-        self.stopped.as_ref().is_some_and(|error| error.kind() == ErrorKind::Fenced)
+        self.stopped
+            .as_ref()
+            .is_some_and(|error| error.kind() == ErrorKind::Fenced)
     }
 }

@@ -6,8 +6,8 @@
 use async_trait::async_trait;
 use llm_gates::{Measurements, Window};
 use llm_rollout::{
-    EndpointId, Epoch, Fence, Heartbeat, IntentId, MetricDef, Notice, Order, Position, RouterClock, RouterId,
-    RouterState, Seq, Split, Timestamp,
+    EndpointId, Epoch, Fence, Heartbeat, IntentId, MetricDef, Notice, Order, Position, RouterClock,
+    RouterId, RouterState, Seq, Split, Timestamp,
 };
 use llm_version_core::VersionId;
 use std::collections::BTreeMap;
@@ -40,7 +40,11 @@ pub struct Error {
 impl Error {
     /// An error of this kind; the message says what was wrong, where, and what to do.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+        }
     }
 
     /// Trying again may help.
@@ -154,7 +158,10 @@ impl Cursor {
 
 /// What is to be read: the metrics of a plan, for one epoch.
 #[derive(Debug, Clone, Copy)]
-#[expect(clippy::exhaustive_structs, reason = "plain data: hosts write metric sources against it")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain data: hosts write metric sources against it"
+)]
 pub struct Query<'a> {
     /// What each metric counts.
     pub metrics: &'a BTreeMap<String, MetricDef>,
@@ -168,7 +175,10 @@ pub struct Query<'a> {
 
 /// What a metric source has seen since the cursor.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::exhaustive_structs, reason = "plain data: hosts write metric sources against it")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain data: hosts write metric sources against it"
+)]
 pub struct Reading {
     /// Disjoint increments since the cursor.
     pub window: Window,
@@ -241,7 +251,10 @@ pub trait Notifier: Debug + Send + Sync + 'static {
 
 /// Ownership of an endpoint's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "plain data: hosts write stores against it")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain data: hosts write stores against it"
+)]
 pub struct Owned {
     /// The new fence: newer than every one before it on this endpoint.
     pub fence: Fence,
@@ -251,7 +264,10 @@ pub struct Owned {
 
 /// A part of an endpoint's log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "plain data: hosts write stores against it")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain data: hosts write stores against it"
+)]
 pub struct Page {
     /// Entries in order, each with its position.
     pub entries: Vec<(Seq, Vec<u8>)>,
@@ -275,7 +291,14 @@ pub trait StateStore: Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// `Fenced` for an older fence; `Permanent` for another position than the next; `Transient` if the outcome is unknown.
-    async fn append(&self, endpoint: &EndpointId, fence: Fence, at: Seq, entry: &[u8], split: Option<&Split>) -> Result<()>;
+    async fn append(
+        &self,
+        endpoint: &EndpointId,
+        fence: Fence,
+        at: Seq,
+        entry: &[u8],
+        split: Option<&Split>,
+    ) -> Result<()>;
 
     /// Entries from this position on, at most a page. Needs no ownership.
     ///
@@ -290,7 +313,11 @@ pub trait StateStore: Debug + Send + Sync + 'static {
     async fn split(&self, endpoint: &EndpointId) -> Result<Option<Split>>;
 
     /// Somewhere durable for an in-process router, if the store offers it.
-    fn router_memory(&self, endpoint: &EndpointId, router: &RouterId) -> Option<Arc<dyn RouterMemory>>;
+    fn router_memory(
+        &self,
+        endpoint: &EndpointId,
+        router: &RouterId,
+    ) -> Option<Arc<dyn RouterMemory>>;
 }
 
 /// A small durable cell: what an in-process router must remember before it acknowledges. Synchronous, since

@@ -3,8 +3,8 @@
 use crate::host::Cursor;
 use llm_gates::Evidence;
 use llm_rollout::{
-    Cause, Effect, EndpointId, Epoch, Format, Intent, IntentId, Outcome, Phase, Rollout, RolloutId, Seq, Share, Split,
-    Step, Timestamp,
+    Cause, Effect, EndpointId, Epoch, Format, Intent, IntentId, Outcome, Phase, Rollout, RolloutId,
+    Seq, Share, Split, Step, Timestamp,
 };
 use llm_version_core::VersionId;
 use serde::{Deserialize, Serialize};
@@ -78,7 +78,10 @@ pub struct BadEntry {
 impl Entry {
     /// An entry of today's format.
     pub fn new(event: Event) -> Self {
-        Self { format: Format::CURRENT, event }
+        Self {
+            format: Format::CURRENT,
+            event,
+        }
     }
 
     /// As bytes (JSON).
@@ -98,8 +101,13 @@ impl Entry {
         struct Head {
             format: Format,
         }
-        let bad = |problem: String| BadEntry { endpoint: endpoint.clone(), seq, problem };
-        let head: Head = serde_json::from_slice(bytes).map_err(|e| bad(format!("cannot be read: {e}")))?;
+        let bad = |problem: String| BadEntry {
+            endpoint: endpoint.clone(),
+            seq,
+            problem,
+        };
+        let head: Head =
+            serde_json::from_slice(bytes).map_err(|e| bad(format!("cannot be read: {e}")))?;
         if !head.format.readable() {
             return Err(bad(format!(
                 "has format {}, this program reads {}: run a newer program",
@@ -166,7 +174,11 @@ impl Ledger {
     /// # Errors
     /// The entry does not follow; nothing has changed.
     pub fn fold(&mut self, endpoint: &EndpointId, seq: Seq, entry: &Entry) -> Result<(), BadEntry> {
-        let bad = |problem: String| BadEntry { endpoint: endpoint.clone(), seq, problem };
+        let bad = |problem: String| BadEntry {
+            endpoint: endpoint.clone(),
+            seq,
+            problem,
+        };
         if seq != self.next {
             return Err(bad(format!("is not the next one, {}", self.next)));
         }
@@ -180,10 +192,15 @@ impl Ledger {
             }
             Event::Submitted { rollout } => {
                 if self.rollout.as_ref().is_some_and(|r| !r.is_settled()) {
-                    return Err(bad("submits a rollout while another is in progress".to_owned()));
+                    return Err(bad(
+                        "submits a rollout while another is in progress".to_owned()
+                    ));
                 }
                 if let Some(over) = self.rollout.take() {
-                    let kept = over.pending().iter().filter(|i| matches!(i.effect, Effect::Notify(_) | Effect::Retire(_)));
+                    let kept = over
+                        .pending()
+                        .iter()
+                        .filter(|i| matches!(i.effect, Effect::Notify(_) | Effect::Retire(_)));
                     self.outbox.extend(kept.map(|i| (i.id, i.clone())));
                     while self.outbox.len() > OUTBOX {
                         self.outbox.pop_first();
@@ -206,7 +223,10 @@ impl Ledger {
                 let split = &step.state.split;
                 self.epoch = self.epoch.max(split.epoch);
                 self.largest_share = self.largest_share.max(split.share);
-                let routed = step.intents.iter().any(|i| matches!(i.effect, Effect::Route { .. }));
+                let routed = step
+                    .intents
+                    .iter()
+                    .any(|i| matches!(i.effect, Effect::Route { .. }));
                 if routed && split.candidate.is_none() {
                     self.production = Some(split.baseline.clone());
                 }
@@ -235,7 +255,9 @@ impl Ledger {
     /// The split that replicas are to serve; none before the first entry.
     pub fn split(&self) -> Option<Split> {
         match &self.rollout {
-            Some(rollout) if rollout.state().routed.is_some() => Some(rollout.state().split.clone()),
+            Some(rollout) if rollout.state().routed.is_some() => {
+                Some(rollout.state().split.clone())
+            }
             _ => Some(Split::steady(None, self.production.clone()?, self.epoch)),
         }
     }

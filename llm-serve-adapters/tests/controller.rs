@@ -11,14 +11,21 @@ use std::time::Duration;
 
 fn candidate_counts(status: &Status) -> Option<(u64, u64)> {
     let judgement = status.ledger.rollout.as_ref()?.judgement()?;
-    judgement.gates.first().map(|g| (g.candidate.n, g.candidate.k))
+    judgement
+        .gates
+        .first()
+        .map(|g| (g.candidate.n, g.candidate.k))
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_good_candidate_is_promoted_and_stays_after_a_restart() {
     let store = Cuttable::default();
     let mut host = Host::start(&store).await;
-    let run = host.endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
     host.live(600, 40, &alike).await;
     let end = run.finished().await.unwrap();
     assert_eq!((end.phase, end.cause), (Phase::Promoted, None));
@@ -29,7 +36,10 @@ async fn a_good_candidate_is_promoted_and_stays_after_a_restart() {
 
     // Started again, still configured with version 1.
     let mut again = Host::start(&store).await;
-    assert_eq!(again.serve(100, &alike).keys().collect::<Vec<_>>(), [&version(2)]);
+    assert_eq!(
+        again.serve(100, &alike).keys().collect::<Vec<_>>(),
+        [&version(2)]
+    );
     assert_eq!(again.endpoint.status().ledger.production, Some(version(2)));
 }
 
@@ -37,21 +47,41 @@ async fn a_good_candidate_is_promoted_and_stays_after_a_restart() {
 async fn a_bad_candidate_goes_away_by_itself_and_never_comes_back() {
     let store = Cuttable::default();
     let mut host = Host::start(&store).await;
-    let run = host.endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
     host.live(300, 40, &second_is_bad).await;
     let end = run.finished().await.unwrap();
     assert_eq!(end.phase, Phase::RolledBack);
-    assert!(matches!(&end.cause, Some(Cause::Gate { metric, .. }) if metric == "faults"), "{:?}", end.cause);
+    assert!(
+        matches!(&end.cause, Some(Cause::Gate { metric, .. }) if metric == "faults"),
+        "{:?}",
+        end.cause
+    );
     assert!(end.exposed < 200, "{} requests were exposed", end.exposed);
     assert_eq!(host.candidate_share(), 0.0);
     drop(run);
     host.kill().await;
 
     let mut again = Host::start(&store).await;
-    let run = again.endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
-    assert_eq!(run.finished().await.unwrap(), end, "the same id returns the recorded end");
+    let run = again
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
+    assert_eq!(
+        run.finished().await.unwrap(),
+        end,
+        "the same id returns the recorded end"
+    );
     let served = again.live(120, 40, &second_is_bad).await;
-    assert_eq!(served.keys().collect::<Vec<_>>(), [&version(1)], "nobody is exposed again");
+    assert_eq!(
+        served.keys().collect::<Vec<_>>(),
+        [&version(1)],
+        "nobody is exposed again"
+    );
     let other = again.endpoint.submit(id("r1"), version(3), plan()).await;
     assert_eq!(other.unwrap_err(), SubmitError::OtherCandidate(id("r1")));
 }
@@ -60,20 +90,29 @@ async fn a_bad_candidate_goes_away_by_itself_and_never_comes_back() {
 async fn without_a_controller_the_share_lapses_within_its_lease() {
     let store = Cuttable::default();
     let mut host = Host::start(&store).await;
-    host.endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
+    host.endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
     host.live(30, 40, &alike).await;
     assert!(host.candidate_share() > 0.03);
     let plane = host.endpoint.data_plane().clone();
     let probe = Host::start(&store).await; // fences the first controller out
     assert!(probe.endpoint.status().stopped.is_none());
     host.live(10, 1, &alike).await;
-    assert!(host.endpoint.status().is_fenced_out(), "a fenced-out controller stops");
+    assert!(
+        host.endpoint.status().is_fenced_out(),
+        "a fenced-out controller stops"
+    );
     // Nobody renews the first process' router any more: lease 20 s.
     tokio::time::sleep(Duration::from_secs(20)).await;
     let now = plane.router.now();
     let lapsed = (0..500u32).all(|i| {
         let key = format!("k{i}");
-        let decision = plane.router.decide(&llm_serve_adapters::router::Key::session(key.as_bytes()), now);
+        let decision = plane.router.decide(
+            &llm_serve_adapters::router::Key::session(key.as_bytes()),
+            now,
+        );
         decision.role == llm_serve_adapters::router::Role::Baseline
     });
     assert!(lapsed, "the dead-man's switch works without any controller");
@@ -87,11 +126,18 @@ async fn killed_at_any_moment_it_goes_on_from_its_log() {
             let faults: common::Faults<'_> = if bad { &second_is_bad } else { &alike };
             let store = Cuttable::default();
             let mut host = Host::start(&store).await;
-            host.endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
+            host.endpoint
+                .submit(id("r1"), version(2), plan())
+                .await
+                .unwrap();
             host.live(at, 40, faults).await;
             host.kill().await;
             let mut again = Host::start(&store).await;
-            let run = again.endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
+            let run = again
+                .endpoint
+                .submit(id("r1"), version(2), plan())
+                .await
+                .unwrap();
             again.live(700, 40, faults).await;
             let end = run.finished().await.unwrap();
             assert_eq!(end.phase, expected, "killed at {at} s");
@@ -106,7 +152,10 @@ async fn killed_at_any_moment_it_goes_on_from_its_log() {
 async fn evidence_survives_a_restart() {
     let store = Cuttable::default();
     let mut host = Host::start(&store).await;
-    host.endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
+    host.endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
     host.live(100, 40, &alike).await;
     let (before, _) = candidate_counts(&host.endpoint.status()).unwrap();
     assert!(before > 100, "{before}");
@@ -114,44 +163,82 @@ async fn evidence_survives_a_restart() {
     let mut again = Host::start(&store).await;
     again.live(30, 40, &alike).await;
     let (after, _) = candidate_counts(&again.endpoint.status()).unwrap();
-    assert!(after > before, "{before} samples before the restart, {after} after it");
-    assert!(after < before + 400, "no window counts twice: {before} before, {after} after");
+    assert!(
+        after > before,
+        "{before} samples before the restart, {after} after it"
+    );
+    assert!(
+        after < before + 400,
+        "no window counts twice: {before} before, {after} after"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_rollback_does_not_wait_for_the_store_and_is_logged_later() {
     let store = Cuttable::default();
     let mut host = Host::start(&store).await;
-    let run = host.endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
     host.live(30, 40, &alike).await;
     store.cut(true);
-    assert_eq!(run.abort("ana", "looks wrong").await, Ok(()), "accepted by the router");
+    assert_eq!(
+        run.abort("ana", "looks wrong").await,
+        Ok(()),
+        "accepted by the router"
+    );
     assert_eq!(host.candidate_share(), 0.0, "users are off at once");
     let appended = store.appends.load(std::sync::atomic::Ordering::SeqCst);
     host.live(30, 10, &alike).await;
-    assert_eq!(store.appends.load(std::sync::atomic::Ordering::SeqCst), appended);
+    assert_eq!(
+        store.appends.load(std::sync::atomic::Ordering::SeqCst),
+        appended
+    );
     store.cut(false);
     host.live(60, 10, &alike).await;
     let end = run.finished().await.unwrap();
     assert_eq!(end.phase, Phase::RolledBack);
-    assert_eq!(end.cause, Some(Cause::Operator { by: "ana".into(), why: "looks wrong".into() }), "the reason is kept");
+    assert_eq!(
+        end.cause,
+        Some(Cause::Operator {
+            by: "ana".into(),
+            why: "looks wrong".into()
+        }),
+        "the reason is kept"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn nothing_goes_forward_while_the_store_is_down_and_renewals_end_with_the_grace() {
     let store = Cuttable::default();
     let mut host = Host::start(&store).await;
-    host.endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
+    host.endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
     host.live(60, 40, &alike).await;
     let share = host.candidate_share();
     store.cut(true);
     host.live(50, 40, &alike).await;
-    assert!((host.candidate_share() - share).abs() < 1e-9, "renewed within the grace");
+    assert!(
+        (host.candidate_share() - share).abs() < 1e-9,
+        "renewed within the grace"
+    );
     host.live(40, 40, &alike).await;
-    assert_eq!(host.candidate_share(), 0.0, "grace 60 s and lease 20 s are over");
+    assert_eq!(
+        host.candidate_share(),
+        0.0,
+        "grace 60 s and lease 20 s are over"
+    );
     store.cut(false);
     host.live(900, 40, &alike).await;
-    assert_eq!(host.endpoint.status().ledger.production, Some(version(2)), "it goes on when the store is back");
+    assert_eq!(
+        host.endpoint.status().ledger.production,
+        Some(version(2)),
+        "it goes on when the store is back"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -159,11 +246,19 @@ async fn an_append_whose_reply_is_lost_is_read_again_and_not_repeated() {
     for at in [1, 20, 60, 150, 200, 300, 400] {
         let store = Cuttable::default();
         let mut host = Host::start(&store).await;
-        let run = host.endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
+        let run = host
+            .endpoint
+            .submit(id("r1"), version(2), plan())
+            .await
+            .unwrap();
         host.live(at, 40, &alike).await;
         store.lose_next_reply();
         host.live(800, 40, &alike).await;
-        assert_eq!(run.finished().await.unwrap().phase, Phase::Promoted, "lost at {at} s");
+        assert_eq!(
+            run.finished().await.unwrap().phase,
+            Phase::Promoted,
+            "lost at {at} s"
+        );
     }
 }
 
@@ -171,18 +266,34 @@ async fn an_append_whose_reply_is_lost_is_read_again_and_not_repeated() {
 async fn forcing_the_baseline_is_immediate_latched_and_ends_the_rollout() {
     let store = Cuttable::default();
     let mut host = Host::start(&store).await;
-    let run = host.endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
     host.live(30, 40, &alike).await;
     store.cut(true);
     host.endpoint.force_baseline("page 4711").unwrap();
-    assert_eq!(host.candidate_share(), 0.0, "synchronous, without the store");
+    assert_eq!(
+        host.candidate_share(),
+        0.0,
+        "synchronous, without the store"
+    );
     store.cut(false);
     host.live(60, 40, &alike).await;
     let end = run.finished().await.unwrap();
     assert_eq!(end.phase, Phase::RolledBack);
-    assert!(matches!(end.cause, Some(Cause::Forced { .. })), "{:?}", end.cause);
+    assert!(
+        matches!(end.cause, Some(Cause::Forced { .. })),
+        "{:?}",
+        end.cause
+    );
     // The latch is released with the end of the rollout: the next one may begin.
-    let next = host.endpoint.submit(id("r2"), version(3), plan()).await.unwrap();
+    let next = host
+        .endpoint
+        .submit(id("r2"), version(3), plan())
+        .await
+        .unwrap();
     host.live(600, 40, &alike).await;
     assert_eq!(next.finished().await.unwrap().phase, Phase::Promoted);
 }
@@ -191,18 +302,28 @@ async fn forcing_the_baseline_is_immediate_latched_and_ends_the_rollout() {
 async fn one_rollout_at_a_time_and_commands_only_for_it() {
     let store = Cuttable::default();
     let mut host = Host::start(&store).await;
-    let run = host.endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
     host.live(10, 40, &alike).await;
     let busy = host.endpoint.submit(id("r2"), version(3), plan()).await;
     assert_eq!(busy.unwrap_err(), SubmitError::Busy(id("r1")));
     run.hold("audit", "ana", "reading evals").await.unwrap();
     host.live(300, 40, &alike).await;
     assert!(host.candidate_share() < 0.1, "held in the first stage");
-    assert!(matches!(run.resume("typo", "ana", "").await, Err(CommandError::Rejected(_))));
+    assert!(matches!(
+        run.resume("typo", "ana", "").await,
+        Err(CommandError::Rejected(_))
+    ));
     run.resume("audit", "ana", "read").await.unwrap();
     host.live(600, 40, &alike).await;
     assert_eq!(run.finished().await.unwrap().phase, Phase::Promoted);
-    assert!(matches!(run.abort("ana", "too late").await, Err(CommandError::Rejected(_))));
+    assert!(matches!(
+        run.abort("ana", "too late").await,
+        Err(CommandError::Rejected(_))
+    ));
     assert!(host.endpoint.attach(&id("r1")).is_some());
     assert!(host.endpoint.attach(&id("r9")).is_none());
 }
@@ -211,31 +332,55 @@ async fn one_rollout_at_a_time_and_commands_only_for_it() {
 async fn no_traffic_decides_nothing_and_ends_where_the_plan_says() {
     let store = Cuttable::default();
     let mut host = Host::start(&store).await;
-    let run = host.endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
     host.live(1_100, 0, &alike).await;
-    assert!(run.rollout().is_some_and(|r| r.phase() == Phase::Soaking { stage: 0 }), "inconclusive is not failed");
+    assert!(
+        run.rollout()
+            .is_some_and(|r| r.phase() == Phase::Soaking { stage: 0 }),
+        "inconclusive is not failed"
+    );
     host.live(200, 0, &alike).await;
-    assert_eq!(run.finished().await.unwrap().cause, Some(Cause::Undecided { stage: 0 }));
+    assert_eq!(
+        run.finished().await.unwrap().cause,
+        Some(Cause::Undecided { stage: 0 })
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_candidate_goes_back_although_it_finishes_nothing() {
     let store = Cuttable::default();
     let mut host = Host::start(&store).await;
-    let run = host.endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
     host.live(20, 40, &alike).await;
     // Requests that are begun and never answered: found among keys that the candidate is given.
     let plane = host.endpoint.data_plane().clone();
     let now = plane.router.now();
     let hung: Vec<_> = (0..400u32)
-        .map(|i| plane.router.decide(&llm_serve_adapters::router::Key::session(format!("hang-{i}").as_bytes()), now))
+        .map(|i| {
+            plane.router.decide(
+                &llm_serve_adapters::router::Key::session(format!("hang-{i}").as_bytes()),
+                now,
+            )
+        })
         .filter(|d| d.role == llm_serve_adapters::router::Role::Candidate)
         .map(|d| plane.recorder.begin(d, now))
         .collect();
     assert!(!hung.is_empty());
     host.live(60, 0, &alike).await;
     let end = run.finished().await.unwrap();
-    assert!(matches!(end.cause, Some(Cause::Silent { .. })), "{:?}", end.cause);
+    assert!(
+        matches!(end.cause, Some(Cause::Silent { .. })),
+        "{:?}",
+        end.cause
+    );
     drop(hung);
 }
 
@@ -248,6 +393,9 @@ async fn a_plan_with_offline_gates_needs_an_evaluator() {
         gates: llm_gates::GateTable::reference(),
         deadline: Duration::from_secs(60),
     });
-    let refused = host.endpoint.submit(id("r1"), version(2), spec.try_into().unwrap()).await;
+    let refused = host
+        .endpoint
+        .submit(id("r1"), version(2), spec.try_into().unwrap())
+        .await;
     assert_eq!(refused.unwrap_err(), SubmitError::NoEvaluator);
 }

@@ -30,11 +30,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         .map(|index| desk::training(&template, index))
         .map(|document| document.prompt + &document.reply)
         .collect();
-    let tokenizer = Tokenizer::train(sample.iter().map(String::as_str), VOCABULARY);
-    fs::write(
-        directory.join("tokenizer.json"),
-        tokenizer.to_json()? + "\n",
-    )?;
+    // a vocabulary that lies there already is kept, so that weights stay usable
+    let vocabulary = directory.join("tokenizer.json");
+    let tokenizer = if vocabulary.exists() {
+        Tokenizer::from_json(&fs::read_to_string(&vocabulary)?)?
+    } else {
+        let tokenizer = Tokenizer::train(sample.iter().map(String::as_str), VOCABULARY);
+        fs::write(&vocabulary, tokenizer.to_json()? + "\n")?;
+        tokenizer
+    };
 
     let mut corpus = Rows::default();
     for index in 0..documents {

@@ -51,7 +51,12 @@ const DRAIN_POLL: Duration = Duration::from_millis(100);
 
 impl Jobs {
     pub(super) fn new(parts: Parts) -> Self {
-        Self { parts, set: JoinSet::new(), tries: BTreeMap::new(), ended: Vec::new() }
+        Self {
+            parts,
+            set: JoinSet::new(),
+            tries: BTreeMap::new(),
+            ended: Vec::new(),
+        }
     }
 
     /// Waits until a job has ended; for ever if none runs.
@@ -76,14 +81,24 @@ impl Jobs {
             let outcome = match answer {
                 Answer::Report(report) => {
                     self.tries.remove(&intent);
-                    return Some(Finished { intent, input: Input::PreFlight(*report), outcome: Outcome::Ok });
+                    return Some(Finished {
+                        intent,
+                        input: Input::PreFlight(*report),
+                        outcome: Outcome::Ok,
+                    });
                 }
                 Answer::Outcome(outcome) => outcome,
                 Answer::Again(reason) => {
-                    let Some(tried) = self.tries.get_mut(&intent) else { continue };
+                    let Some(tried) = self.tries.get_mut(&intent) else {
+                        continue;
+                    };
                     tried.running = false;
                     tried.failures += 1;
-                    tried.not_before = now.after(FIRST_PAUSE.saturating_mul(1 << tried.failures.min(6)).min(LONGEST_PAUSE));
+                    tried.not_before = now.after(
+                        FIRST_PAUSE
+                            .saturating_mul(1 << tried.failures.min(6))
+                            .min(LONGEST_PAUSE),
+                    );
                     if tried.failures < TRIES {
                         continue;
                     }
@@ -91,14 +106,25 @@ impl Jobs {
                 }
             };
             self.tries.remove(&intent);
-            return Some(Finished { intent, input: Input::Done { intent, outcome: outcome.clone() }, outcome });
+            return Some(Finished {
+                intent,
+                input: Input::Done {
+                    intent,
+                    outcome: outcome.clone(),
+                },
+                outcome,
+            });
         }
         None
     }
 
     /// When the next failed job is due again.
     pub(super) fn next_try(&self) -> Option<Timestamp> {
-        self.tries.values().filter(|t| !t.running).map(|t| t.not_before).min()
+        self.tries
+            .values()
+            .filter(|t| !t.running)
+            .map(|t| t.not_before)
+            .min()
     }
 
     /// Begins an intent unless it is running or waits for another try.
@@ -110,7 +136,11 @@ impl Jobs {
         rollout: Option<&Rollout>,
     ) {
         let id = intent.id;
-        let tried = self.tries.entry(id).or_insert(Try { running: false, failures: 0, not_before: now });
+        let tried = self.tries.entry(id).or_insert(Try {
+            running: false,
+            failures: 0,
+            not_before: now,
+        });
         if tried.running || now < tried.not_before {
             return;
         }
@@ -118,7 +148,8 @@ impl Jobs {
         let parts = self.parts.clone();
         let effect = intent.effect.clone();
         let evaluation = rollout.and_then(Evaluation::of);
-        self.set.spawn(async move { (id, run(&parts, id, effect, at, evaluation).await) });
+        self.set
+            .spawn(async move { (id, run(&parts, id, effect, at, evaluation).await) });
     }
 }
 
@@ -132,11 +163,21 @@ struct Evaluation {
 impl Evaluation {
     fn of(rollout: &Rollout) -> Option<Self> {
         let table = rollout.plan().spec().pre_flight.as_ref()?.gates.clone();
-        Some(Self { table, candidate: rollout.candidate().clone(), baseline: rollout.baseline().clone() })
+        Some(Self {
+            table,
+            candidate: rollout.candidate().clone(),
+            baseline: rollout.baseline().clone(),
+        })
     }
 }
 
-async fn run(parts: &Parts, id: IntentId, effect: Effect, at: Position, evaluation: Option<Evaluation>) -> Answer {
+async fn run(
+    parts: &Parts,
+    id: IntentId,
+    effect: Effect,
+    at: Position,
+    evaluation: Option<Evaluation>,
+) -> Answer {
     let result = match effect {
         Effect::Evaluate(_) => return evaluate(parts, evaluation).await,
         Effect::Prepare(version) => match &parts.backend {
@@ -165,19 +206,32 @@ fn answer(result: Result<(), Error>) -> Answer {
     match result {
         Ok(()) => Answer::Outcome(Outcome::Ok),
         Err(error) if error.kind() == ErrorKind::Transient => Answer::Again(error.to_string()),
-        Err(error) => Answer::Outcome(Outcome::Failed { reason: error.to_string() }),
+        Err(error) => Answer::Outcome(Outcome::Failed {
+            reason: error.to_string(),
+        }),
     }
 }
 
 async fn evaluate(parts: &Parts, evaluation: Option<Evaluation>) -> Answer {
-    let (Some(evaluator), Some(Evaluation { table, candidate, baseline })) = (&parts.evaluator, evaluation) else {
-        let reason = "the plan has pre-deployment gates and the endpoint has no evaluator".to_owned();
+    let (
+        Some(evaluator),
+        Some(Evaluation {
+            table,
+            candidate,
+            baseline,
+        }),
+    ) = (&parts.evaluator, evaluation)
+    else {
+        let reason =
+            "the plan has pre-deployment gates and the endpoint has no evaluator".to_owned();
         return Answer::Outcome(Outcome::Failed { reason });
     };
     match evaluator.evaluate(&candidate, &baseline).await {
         Ok(measured) => Answer::Report(Box::new(table.evaluate(&measured))),
         Err(error) if error.kind() == ErrorKind::Transient => Answer::Again(error.to_string()),
-        Err(error) => Answer::Outcome(Outcome::Failed { reason: error.to_string() }),
+        Err(error) => Answer::Outcome(Outcome::Failed {
+            reason: error.to_string(),
+        }),
     }
 }
 
@@ -187,7 +241,10 @@ async fn drain(parts: &Parts, version: &VersionId, deadline: Duration) -> Answer
     loop {
         let own = parts.recorder.in_flight(version);
         let running = match &parts.backend {
-            Some(backend) => backend.in_flight(version).await.map(|n| n.map(|n| n.max(own))),
+            Some(backend) => backend
+                .in_flight(version)
+                .await
+                .map(|n| n.map(|n| n.max(own))),
             None => Ok(Some(own)),
         };
         if let Ok(Some(0)) = running {
@@ -195,9 +252,16 @@ async fn drain(parts: &Parts, version: &VersionId, deadline: Duration) -> Answer
         }
         if parts.clock.now() >= end {
             let reason = match running {
-                Ok(Some(n)) => format!("{n} requests were still running at the drain deadline and are cut off"),
-                Ok(None) => "the backend cannot tell what is running; the drain deadline has passed".to_owned(),
-                Err(error) => format!("the backend did not say what is running by the drain deadline: {error}"),
+                Ok(Some(n)) => {
+                    format!("{n} requests were still running at the drain deadline and are cut off")
+                }
+                Ok(None) => {
+                    "the backend cannot tell what is running; the drain deadline has passed"
+                        .to_owned()
+                }
+                Err(error) => format!(
+                    "the backend did not say what is running by the drain deadline: {error}"
+                ),
             };
             return Answer::Outcome(Outcome::Failed { reason });
         }

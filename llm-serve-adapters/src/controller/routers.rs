@@ -22,8 +22,13 @@ impl Controller {
     /// A router has seen a newer fence: this controller must stop.
     pub(super) async fn routers_round(&mut self) -> Result<Observed> {
         let now = self.now();
-        let grace = self.rollout().map(|r| r.plan().spec().lease.grace).unwrap_or_default();
-        let within_grace = self.store_down_since.is_none_or(|since| now < since.after(grace));
+        let grace = self
+            .rollout()
+            .map(|r| r.plan().spec().lease.grace)
+            .unwrap_or_default();
+        let within_grace = self
+            .store_down_since
+            .is_none_or(|since| now < since.after(grace));
         let forward = self.active && self.doubt.is_none();
         let (fence, rollout) = (self.fence, self.rollout());
         let round = join_all(self.parts.routers.iter().map(async |router| {
@@ -50,7 +55,9 @@ impl Controller {
     pub(super) async fn renew_only(&mut self) -> Result<()> {
         if self.now() >= self.next_round {
             self.routers_round().await?;
-            let every = self.rollout().map_or(super::IDLE, |r| r.plan().spec().lease.renew_every);
+            let every = self
+                .rollout()
+                .map_or(super::IDLE, |r| r.plan().spec().lease.renew_every);
             self.next_round = self.now().after(every.min(super::IDLE));
         }
         Ok(())
@@ -58,12 +65,19 @@ impl Controller {
 
     /// Tells the routers to go back before the log can be written. `true`: all of them have accepted it.
     pub(super) async fn emergency(&mut self, step: &Step) -> bool {
-        let Some((seq, direction @ Direction::Back)) = step.state.routed else { return false };
+        let Some((seq, direction @ Direction::Back)) = step.state.routed else {
+            return false;
+        };
         let fence = self.fence;
         let split = &step.state.split;
         let round = join_all(self.parts.routers.iter().map(async |router| {
             let clock = within(router.observe(fence)).await?.clock;
-            let order = Order { at: Position { fence, seq }, direction, split: split.clone(), clock };
+            let order = Order {
+                at: Position { fence, seq },
+                direction,
+                split: split.clone(),
+                clock,
+            };
             within(router.set(&order)).await
         }))
         .await;
@@ -74,7 +88,9 @@ impl Controller {
 async fn within<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
     match tokio::time::timeout(ANSWER, call).await {
         Ok(answer) => answer,
-        Err(_) => Err(crate::host::Error::transient("the router did not answer in time")),
+        Err(_) => Err(crate::host::Error::transient(
+            "the router did not answer in time",
+        )),
     }
 }
 
@@ -86,10 +102,16 @@ async fn visit(
     within_grace: bool,
 ) -> Result<RouterState> {
     let state = router.observe(fence).await?;
-    let Some(order) = rollout.and_then(|r| r.order(fence, state.clock)) else { return Ok(state) };
+    let Some(order) = rollout.and_then(|r| r.order(fence, state.clock)) else {
+        return Ok(state);
+    };
     let told = if state.at < order.at && (forward || order.direction == Direction::Back) {
         router.set(&order).await
-    } else if state.at == order.at && order.direction == Direction::Forward && !state.lapsed && within_grace {
+    } else if state.at == order.at
+        && order.direction == Direction::Forward
+        && !state.lapsed
+        && within_grace
+    {
         router.renew(order.at, state.clock).await
     } else {
         return Ok(state);

@@ -17,7 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 pub(crate) fn version(n: u8) -> VersionId {
-    format!("chat/v{n}.0.0-{}", format!("{n:02x}").repeat(32)).parse().unwrap()
+    format!("chat/v{n}.0.0-{}", format!("{n:02x}").repeat(32))
+        .parse()
+        .unwrap()
 }
 
 pub(crate) fn id(name: &str) -> RolloutId {
@@ -80,7 +82,11 @@ impl Cuttable {
     }
 
     fn up(&self) -> Result<()> {
-        if self.down.load(Ordering::SeqCst) { Err(Error::transient("the store is cut off")) } else { Ok(()) }
+        if self.down.load(Ordering::SeqCst) {
+            Err(Error::transient("the store is cut off"))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -91,7 +97,14 @@ impl StateStore for Cuttable {
         self.inner.acquire(endpoint).await
     }
 
-    async fn append(&self, endpoint: &EndpointId, fence: Fence, at: Seq, entry: &[u8], split: Option<&Split>) -> Result<()> {
+    async fn append(
+        &self,
+        endpoint: &EndpointId,
+        fence: Fence,
+        at: Seq,
+        entry: &[u8],
+        split: Option<&Split>,
+    ) -> Result<()> {
         self.up()?;
         self.inner.append(endpoint, fence, at, entry, split).await?;
         self.appends.fetch_add(1, Ordering::SeqCst);
@@ -111,7 +124,11 @@ impl StateStore for Cuttable {
         self.inner.split(endpoint).await
     }
 
-    fn router_memory(&self, endpoint: &EndpointId, router: &RouterId) -> Option<Arc<dyn RouterMemory>> {
+    fn router_memory(
+        &self,
+        endpoint: &EndpointId,
+        router: &RouterId,
+    ) -> Option<Arc<dyn RouterMemory>> {
         self.inner.router_memory(endpoint, router)
     }
 }
@@ -132,9 +149,16 @@ impl Host {
         Self::with(store, |builder| builder).await
     }
 
-    pub(crate) async fn with(store: &Cuttable, more: impl FnOnce(EndpointBuilder) -> EndpointBuilder) -> Self {
+    pub(crate) async fn with(
+        store: &Cuttable,
+        more: impl FnOnce(EndpointBuilder) -> EndpointBuilder,
+    ) -> Self {
         let builder = Endpoint::builder("chat", store.clone(), Bootstrap(version(1)));
-        Self { endpoint: more(builder).open().await.unwrap(), random: 42, session: 0 }
+        Self {
+            endpoint: more(builder).open().await.unwrap(),
+            random: 42,
+            session: 0,
+        }
     }
 
     fn unit(&mut self) -> f64 {
@@ -158,7 +182,11 @@ impl Host {
             let served_by = VersionId::clone(plane.router.version(decision.version).unwrap().id());
             let mut ticket = plane.recorder.begin(decision, now);
             ticket.first_token(now);
-            let class = if self.unit() < faults(&served_by) { OutcomeClass::UpstreamError } else { OutcomeClass::Ok };
+            let class = if self.unit() < faults(&served_by) {
+                OutcomeClass::UpstreamError
+            } else {
+                OutcomeClass::Ok
+            };
             ticket.finish(class, now.after(Duration::from_millis(80)));
             *served.entry(served_by).or_insert(0) += 1;
         }
@@ -177,7 +205,12 @@ impl Host {
     }
 
     /// Lets virtual time pass, with this many requests a second.
-    pub(crate) async fn live(&mut self, seconds: u32, per_second: u32, faults: Faults<'_>) -> BTreeMap<VersionId, u32> {
+    pub(crate) async fn live(
+        &mut self,
+        seconds: u32,
+        per_second: u32,
+        faults: Faults<'_>,
+    ) -> BTreeMap<VersionId, u32> {
         let mut total = BTreeMap::new();
         for _ in 0..seconds {
             for (version, n) in self.serve(per_second, faults) {

@@ -15,7 +15,7 @@ pub(super) struct Drawn {
 pub(super) fn order(rng: &mut SplitMix64) -> Drawn {
     let (single, plural) = item(rng);
     let count = count(rng);
-    let goods = goods(rng, count, single, plural);
+    let goods = goods(rng, count, plural);
     let city = rng.pick(&words::CITIES);
     Drawn {
         order: Order {
@@ -86,22 +86,22 @@ fn item(rng: &mut SplitMix64) -> (&'static str, &'static str) {
         .unwrap_or(("lamp", "lamps"))
 }
 
+/// Two and more: nobody writes a letter for one spoon.
 fn count(rng: &mut SplitMix64) -> u32 {
     let bound = match rng.below(10) {
-        0..6 => 12,
-        _ => 60,
+        0..6 => 11,
+        _ => 59,
     };
-    u32::try_from(1 + rng.below(bound)).unwrap_or(1)
+    u32::try_from(2 + rng.below(bound)).unwrap_or(2)
 }
 
-fn goods(rng: &mut SplitMix64, count: u32, single: &str, plural: &str) -> String {
-    let noun = if count == 1 { single } else { plural };
+fn goods(rng: &mut SplitMix64, count: u32, plural: &str) -> String {
     let word = usize::try_from(count)
         .ok()
         .and_then(|n| words::NUMBERS.get(n.checked_sub(1)?));
     match word {
-        Some(word) if rng.chance(50) => format!("{word} {noun}"),
-        _ => format!("{count} {noun}"),
+        Some(word) if rng.chance(50) => format!("{word} {plural}"),
+        _ => format!("{count} {plural}"),
     }
 }
 
