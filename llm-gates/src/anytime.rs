@@ -11,6 +11,7 @@ mod mismatch;
 mod one_sample;
 mod overdispersed;
 mod quantile;
+mod quantile_shift;
 mod swap;
 mod symmetric;
 
@@ -25,6 +26,7 @@ pub use mismatch::Mismatch;
 pub use one_sample::{EventRate, Sign, Slo};
 pub use overdispersed::{OverdispersedRatio, block_noise};
 pub use quantile::{quantile_difference, quantile_sequence};
+pub use quantile_shift::QuantileShift;
 pub use swap::Swap;
 pub use symmetric::Symmetric;
 

@@ -131,6 +131,9 @@ pub enum BadRateRatio {
     /// The share of evidence kept for later starts is not usable.
     #[error("the weight kept for later starts is {0}: it must lie in (0, 1)")]
     Reserve(f64),
+    /// Exposure that cannot be.
+    #[error("the exposure is {0}: it must be finite and not negative")]
+    Exposure(f64),
     /// Saved state that does not fit its own grid.
     #[error("saved evidence of a rate ratio is malformed: {0}")]
     State(&'static str),
@@ -293,6 +296,42 @@ impl RateRatio {
     /// Adds a batch of new, disjoint counts; one with an empty arm adds no evidence. Counts with more events than requests are cut to their requests:
     /// check with [`Counts::check`] first.
     pub fn observe(&mut self, candidate: Counts, baseline: Counts) {
+        self.start();
+        let (n_c, n_b) = (candidate.n as f64, baseline.n as f64);
+        self.add(
+            n_c,
+            candidate.k.min(candidate.n) as f64,
+            n_b,
+            baseline.k.min(baseline.n) as f64,
+        );
+    }
+
+    /// Adds events that happened in new exposure (replica-seconds, tokens) of both arms: the same test for Poisson counts, which may exceed the exposure.
+    ///
+    /// # Errors
+    /// [`BadRateRatio::Exposure`] for exposure that is negative or not finite; nothing changes then.
+    pub fn observe_exposure(
+        &mut self,
+        candidate: (u64, f64),
+        baseline: (u64, f64),
+    ) -> Result<(), BadRateRatio> {
+        for exposure in [candidate.1, baseline.1] {
+            if !(exposure >= 0.0 && exposure.is_finite()) {
+                return Err(BadRateRatio::Exposure(exposure));
+            }
+        }
+        self.start();
+        self.add(
+            candidate.1,
+            candidate.0 as f64,
+            baseline.1,
+            baseline.0 as f64,
+        );
+        Ok(())
+    }
+
+    /// Evidence that starts afresh at this batch.
+    fn start(&mut self) {
         if let Some(starts) = &mut self.starts
             && starts.looks < starts.horizon
         {
@@ -302,16 +341,11 @@ impl RateRatio {
                 *log = log_sum_exp(&[*log, libm::log(a.weight) + start]);
             }
         }
-        if candidate.n == 0 || baseline.n == 0 {
-            return;
-        }
-        let (n_c, n_b) = (candidate.n as f64, baseline.n as f64);
-        let (k_c, k_b) = (
-            candidate.k.min(candidate.n) as f64,
-            baseline.k.min(baseline.n) as f64,
-        );
+    }
+
+    fn add(&mut self, n_c: f64, k_c: f64, n_b: f64, k_b: f64) {
         let k = k_c + k_b;
-        if k <= 0.0 {
+        if n_c <= 0.0 || n_b <= 0.0 || k <= 0.0 {
             return;
         }
         let pi = n_c / (n_c + n_b);

@@ -158,6 +158,16 @@ impl Sketch {
         libm::exp2(exponent) * (1.0 + f64::from(bucket % per_octave) / f64::from(per_octave))
     }
 
+    /// Upper edge of the bucket that holds a value.
+    pub(crate) fn upper_edge(&self, value: f64) -> f64 {
+        self.edge(self.bucket(value.max(libm::exp2(f64::from(LEAST_EXPONENT)))) + 1)
+    }
+
+    /// Bits of precision.
+    pub const fn precision(&self) -> u8 {
+        self.precision
+    }
+
     fn middle(&self, bucket: u32) -> f64 {
         0.5 * (self.edge(bucket) + self.edge(bucket + 1))
     }
