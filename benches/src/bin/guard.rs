@@ -1,0 +1,32 @@
+//! Does one piece of the request path many times, for a tool that counts instructions: `guard decide|record N`.
+
+use benches::recording::{record, samples};
+use benches::{Error, data};
+use llm_serve_adapters::recorder::Recorder;
+use llm_serve_adapters::router::Key;
+use std::hint::black_box;
+
+fn main() -> Result<(), Error> {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(what), Some(times)) = (arguments.next(), arguments.next()) else {
+        return Err("usage: guard decide|record N".into());
+    };
+    let times: usize = times.parse()?;
+    match what.as_str() {
+        "decide" => {
+            let (router, keys) = (data::router(5.0)?, data::keys());
+            let now = router.now();
+            for key in keys.iter().cycle().take(times) {
+                black_box(&router.decide(&Key::session(black_box(key)), now));
+            }
+        }
+        "record" => {
+            let (recorder, samples) = (Recorder::new(["bad_format"])?, samples(5.0)?);
+            for sample in samples.iter().cycle().take(times) {
+                record(&recorder, black_box(sample));
+            }
+        }
+        other => return Err(format!("cannot do {other:?}: decide or record").into()),
+    }
+    Ok(())
+}
