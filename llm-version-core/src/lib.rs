@@ -24,6 +24,8 @@ mod lineage;
 mod manifest;
 mod metadata;
 mod name;
+#[cfg(feature = "oms")]
+pub mod oms;
 mod path;
 pub mod registry;
 mod safetensors;

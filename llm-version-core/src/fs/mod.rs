@@ -12,6 +12,8 @@ mod inspect;
 mod materialise;
 mod problem;
 mod shards;
+#[cfg(feature = "oms")]
+mod sign;
 mod store;
 mod verify;
 mod walk;
@@ -22,6 +24,8 @@ pub use capture::{Capture, CaptureError, capture_lineage};
 pub use hf::{HfDigest, HfError, HfFile, HfSnapshot};
 pub use materialise::{FolderSource, Materialised, Sharing, materialise};
 pub use problem::{Problem, ProblemKind, Warning, WarningKind};
+#[cfg(feature = "oms")]
+pub use sign::{TreeSignatureError, sign_tree, verify_tree_signature};
 pub use store::FolderStore;
 pub use verify::{VerifyError, VerifyOptions, VerifyReport, verify};
 pub use walk::Symlinks;

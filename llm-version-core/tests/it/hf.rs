@@ -127,7 +127,7 @@ fn incomplete_and_altered_snapshots_are_refused() {
         ),
         (
             |repo, _| {
-                fs::write(repo.join("blobs").join(CONFIG_BLOB), "{\"hidden_size\": 9}").unwrap()
+                fs::write(repo.join("blobs").join(CONFIG_BLOB), "{\"hidden_size\": 9}").unwrap();
             },
             |e| matches!(e, HfError::Altered { .. }),
         ),
@@ -157,7 +157,7 @@ fn incomplete_and_altered_snapshots_are_refused() {
                     repo.join(format!("trees/{COMMIT}.json")),
                     "{\"format_version\":1,\"files\":{},\"files\":{}}",
                 )
-                .unwrap()
+                .unwrap();
             },
             |e| matches!(e, HfError::Listing { .. }),
         ),
