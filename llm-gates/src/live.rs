@@ -7,7 +7,7 @@ mod window;
 
 pub use evidence::{Evidence, GateEvidence, Judgement};
 pub use plan::{BadGatePlan, GatePlan, LiveGate, PassWhen};
-pub use window::{Arm, BadWindow, Increment, Window};
+pub use window::{Arm, BadWindow, Exposed, Increment, Window};
 
 #[cfg(test)]
 mod tests;

@@ -12,13 +12,13 @@ use std::collections::BTreeMap;
 
 use llm_gates::anytime::{
     AutoRatio, BettingMean, BoundedMeans, EProcess, EventRate, History, Mismatch,
-    OverdispersedRatio, Scores, Sign, Slo, Swap, Symmetric,
+    OverdispersedRatio, QuantileShift, Scores, Sign, Slo, Swap, Symmetric,
 };
 use llm_gates::drift::{CategoryDrift, EmbeddingDrift, RandomFeatures};
 use llm_gates::special::normal;
 use llm_gates::{
-    Action, Counts, Evidence, GatePlan, Grid, Increment, LiveGate, PassWhen, RateRatio, Verdict,
-    Window,
+    Action, Counts, Evidence, GatePlan, Grid, Increment, LiveGate, PassWhen, RateRatio, Sketch,
+    Verdict, Window,
 };
 
 const ALPHA: f64 = 0.05;
@@ -474,6 +474,25 @@ fn other_processes(seed: u64, lives: u64) {
             };
             (0..LOOKS / 10).any(|_| {
                 let (c, b) = (block(rng), block(rng));
+                p.observe(&c, &b).unwrap();
+                p.rejects(ALPHA)
+            })
+        }),
+    );
+    let latencies = |rng: &mut Rng, n: u32| {
+        let mut sketch = Sketch::default();
+        for _ in 0..n {
+            sketch.record((0.6 * rng.normal()).exp());
+        }
+        sketch
+    };
+    run(
+        "QuantileShift",
+        11,
+        Box::new(move |rng| {
+            let mut p = QuantileShift::new(0.0, 5).unwrap();
+            (0..LOOKS / 10).any(|_| {
+                let (c, b) = (latencies(rng, 20), latencies(rng, 100));
                 p.observe(&c, &b).unwrap();
                 p.rejects(ALPHA)
             })

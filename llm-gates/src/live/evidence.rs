@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::metric::{Gain, MetricEvidence, Slice, Tolerated};
+use super::metric::{Gain, Kind, MetricEvidence, Slice, Tolerated};
 use super::{Arm, BadWindow, GatePlan, PassWhen, Window};
 use crate::anytime::{AutoRatio, History};
 use crate::fixed::BadSample;
@@ -311,7 +311,7 @@ impl Evidence {
                 },
             };
             match self.metrics.get(&gate.metric) {
-                Some(saved) if saved.is_score() != gain.is_score() => {
+                Some(saved) if saved.kind != gain.kind() => {
                     return Err(BadWindow::Kind { metric: metric() });
                 }
                 Some(saved) => {
@@ -323,7 +323,7 @@ impl Evidence {
                         });
                     }
                     if let PassWhen::NonInferior { margin, .. } = plan.pass
-                        && saved.is_score()
+                        && saved.kind == Kind::Score
                         && margin >= 1.0
                     {
                         return Err(unsuited());
@@ -331,7 +331,13 @@ impl Evidence {
                 }
                 None => {
                     let learnt = self.history.get(&gate.metric).cloned();
-                    let new = MetricEvidence::new(gate, &plan.pass, gain.is_score(), learnt)
+                    if learnt.is_some() && gain.kind() != Kind::Rate {
+                        return Err(BadWindow::History {
+                            metric: metric(),
+                            why: "was learnt from counts, and its first window has another kind",
+                        });
+                    }
+                    let new = MetricEvidence::new(gate, &plan.pass, gain.kind(), learnt)
                         .ok_or_else(unsuited)?;
                     fresh.push((metric(), new));
                 }

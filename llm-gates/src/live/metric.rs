@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Arm, BadWindow, Increment, LiveGate, PassWhen};
-use crate::anytime::{AutoRatio, BoundedMeans, EProcess, Scores};
-use crate::{Action, Counts, Grid, RateRatio};
+use super::{Arm, BadWindow, Exposed, Increment, LiveGate, PassWhen};
+use crate::anytime::{AutoRatio, BoundedMeans, EProcess, QuantileShift, Scores};
+use crate::fixed::BadSample;
+use crate::{Action, BadCounts, BadSketch, Counts, Grid, RateRatio, Sketch};
 
 /// Length of a block of [`AutoRatio`], ms.
 const BLOCK: u64 = 300_000;
@@ -16,6 +17,7 @@ pub(super) enum Process {
     Ratio(RateRatio),
     Auto(Box<AutoRatio>),
     Means(BoundedMeans),
+    Quantiles(Box<QuantileShift>),
 }
 
 impl Process {
@@ -24,18 +26,38 @@ impl Process {
             Self::Ratio(p) => p.log_e(),
             Self::Auto(p) => p.log_e(),
             Self::Means(p) => p.log_e(),
+            Self::Quantiles(p) => p.log_e(),
         }
     }
 }
 
+/// What kind of test an increment needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Kind {
+    Rate,
+    Exposure,
+    Score,
+    /// With the precision of the sketches.
+    Latency(u8),
+}
+
+/// What a test takes.
+#[derive(Debug, Clone, Copy)]
+enum Data<'a> {
+    /// Groups of the baseline.
+    Counts([Counts; 2]),
+    Exposed(Exposed, Exposed),
+    Scores(Scores, Scores),
+    Sketches(&'a Sketch, &'a Sketch),
+}
+
 /// An increment, whatever its kind, as counts for display and as what its test takes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Gain {
+pub(super) struct Gain<'a> {
     pub(super) candidate: Counts,
     pub(super) baseline: Counts,
-    groups: [Counts; 2],
-    /// Both arms' scores, for kinds that are tested on means.
-    scores: Option<(Scores, Scores)>,
+    data: Data<'a>,
 }
 
 /// Sums as counts: whole events, rounded down.
@@ -46,47 +68,87 @@ fn display(scores: Scores) -> Counts {
     }
 }
 
-impl Gain {
-    pub(super) fn of(metric: &str, increment: &Increment) -> Result<Self, BadWindow> {
+impl<'a> Gain<'a> {
+    pub(super) fn of(metric: &str, increment: &'a Increment) -> Result<Self, BadWindow> {
+        let bad = |arm, source| BadWindow::Counts {
+            metric: metric.to_owned(),
+            arm,
+            source,
+        };
         let checked = |arm: Arm, counts: Counts| {
             counts
                 .check()
                 .map(|()| counts)
-                .map_err(|source| BadWindow::Counts {
-                    metric: metric.to_owned(),
-                    arm,
-                    source,
-                })
+                .map_err(|source| bad(arm, source))
         };
-        Ok(match *increment {
-            Increment::Binary {
+        Ok(match increment {
+            &Increment::Binary {
                 candidate,
                 baseline,
             } => Self {
                 candidate: checked(Arm::Candidate, candidate)?,
                 baseline: checked(Arm::Baseline, baseline)?,
-                groups: [baseline, Counts::default()],
-                scores: None,
+                data: Data::Counts([baseline, Counts::default()]),
             },
-            Increment::Grouped {
+            &Increment::Grouped {
                 candidate,
                 baseline: [one, two],
             } => {
                 checked(Arm::Baseline, one)?;
                 checked(Arm::Baseline, two)?;
-                let sum = one.plus(two).map_err(|source| BadWindow::Counts {
-                    metric: metric.to_owned(),
-                    arm: Arm::Baseline,
-                    source,
-                })?;
+                let sum = one.plus(two).map_err(|source| bad(Arm::Baseline, source))?;
                 Self {
                     candidate: checked(Arm::Candidate, candidate)?,
                     baseline: sum,
-                    groups: [one, two],
-                    scores: None,
+                    data: Data::Counts([one, two]),
                 }
             }
-            Increment::Scores {
+            &Increment::Events {
+                candidate,
+                baseline,
+            } => {
+                let unfit = |exposure: f64| BadWindow::Scores {
+                    metric: metric.to_owned(),
+                    source: BadSample::Parameter {
+                        name: "exposure",
+                        value: exposure,
+                        range: "be finite and not negative",
+                    },
+                };
+                for exposure in [candidate.exposure, baseline.exposure] {
+                    if !(exposure >= 0.0 && exposure.is_finite()) {
+                        return Err(unfit(exposure));
+                    }
+                }
+                let counts = |e: Exposed| Counts {
+                    n: crate::numbers::whole(e.exposure),
+                    k: e.events,
+                };
+                Self {
+                    candidate: counts(candidate),
+                    baseline: counts(baseline),
+                    data: Data::Exposed(candidate, baseline),
+                }
+            }
+            Increment::Latency {
+                candidate,
+                baseline,
+            } => {
+                let (ours, theirs) = (baseline.precision(), candidate.precision());
+                if ours != theirs {
+                    return Err(BadWindow::Sketch {
+                        metric: metric.to_owned(),
+                        source: BadSketch::Unlike { ours, theirs },
+                    });
+                }
+                let counts = |s: &Sketch| Counts { n: s.n(), k: 0 };
+                Self {
+                    candidate: counts(candidate),
+                    baseline: counts(baseline),
+                    data: Data::Sketches(candidate, baseline),
+                }
+            }
+            &Increment::Scores {
                 candidate,
                 baseline,
             } => {
@@ -99,19 +161,14 @@ impl Gain {
                 Self {
                     candidate: display(candidate),
                     baseline: display(baseline),
-                    groups: [Counts::default(); 2],
-                    scores: Some((candidate, baseline)),
+                    data: Data::Scores(candidate, baseline),
                 }
             }
             Increment::Compared(c) => {
                 let n = [c.ties, c.losses]
                     .iter()
                     .try_fold(c.wins, |sum, k| sum.checked_add(*k))
-                    .ok_or_else(|| BadWindow::Counts {
-                        metric: metric.to_owned(),
-                        arm: Arm::Candidate,
-                        source: crate::BadCounts::Overflow,
-                    })?;
+                    .ok_or_else(|| bad(Arm::Candidate, BadCounts::Overflow))?;
                 let (ties, n_real) = (c.ties as f64, n as f64);
                 let scores = |k: u64| Scores {
                     n,
@@ -121,15 +178,19 @@ impl Gain {
                 Self {
                     candidate: Counts::new(n, c.losses),
                     baseline: Counts::new(n, c.wins),
-                    groups: [Counts::default(); 2],
-                    scores: Some((scores(c.losses), scores(c.wins))),
+                    data: Data::Scores(scores(c.losses), scores(c.wins)),
                 }
             }
         })
     }
 
-    pub(super) const fn is_score(&self) -> bool {
-        self.scores.is_some()
+    pub(super) const fn kind(&self) -> Kind {
+        match self.data {
+            Data::Counts(_) => Kind::Rate,
+            Data::Exposed(..) => Kind::Exposure,
+            Data::Scores(..) => Kind::Score,
+            Data::Sketches(sketch, _) => Kind::Latency(sketch.precision()),
+        }
     }
 }
 
@@ -167,6 +228,7 @@ pub(super) struct Tolerated {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct MetricEvidence {
+    pub(super) kind: Kind,
     pub(super) candidate: Counts,
     pub(super) baseline: Counts,
     /// Candidate samples of the current epoch that had a baseline beside them.
@@ -182,33 +244,33 @@ pub(super) struct MetricEvidence {
     no_harm: Option<Process>,
 }
 
-/// Margins of the null hypothesis and its test, for the first window of a metric.
-fn process(margin: f64, is_score: bool, learnt: Option<AutoRatio>) -> Option<Process> {
-    if is_score {
-        return BoundedMeans::new(margin).ok().map(Process::Means);
-    }
-    Some(match learnt {
-        Some(auto) => Process::Auto(Box::new(auto)),
-        None => Process::Ratio(RateRatio::new(1.0 + margin, Grid::Rr7).ok()?),
-    })
-}
-
 impl MetricEvidence {
     /// `None` where the gate's margin suits no test of this kind.
     pub(super) fn new(
         gate: &LiveGate,
         pass: &PassWhen,
-        is_score: bool,
+        kind: Kind,
         learnt: Option<AutoRatio>,
     ) -> Option<Self> {
+        let harm = match (kind, learnt) {
+            (Kind::Rate, Some(auto)) => Process::Auto(Box::new(auto)),
+            (Kind::Rate | Kind::Exposure, _) => {
+                Process::Ratio(RateRatio::new(1.0 + gate.margin, Grid::Rr7).ok()?)
+            }
+            (Kind::Score, _) => Process::Means(BoundedMeans::new(gate.margin).ok()?),
+            (Kind::Latency(precision), _) => {
+                Process::Quantiles(Box::new(QuantileShift::new(gate.margin, precision).ok()?))
+            }
+        };
         let mut metric = Self {
+            kind,
             candidate: Counts::default(),
             baseline: Counts::default(),
             samples: 0,
             mantel_haenszel: (0.0, 0.0),
             margin: gate.margin,
             excluded: None,
-            harm: process(gate.margin, is_score, learnt)?,
+            harm,
             no_harm: None,
         };
         metric.ask(pass).then_some(metric)
@@ -219,19 +281,18 @@ impl MetricEvidence {
         if let (PassWhen::NonInferior { margin, .. }, None) = (*pass, self.excluded) {
             self.excluded = Some(margin);
             // The same kernel with the arms swapped.
-            let opposite = if self.is_score() {
-                -margin
-            } else {
-                1.0 / (1.0 + margin) - 1.0
+            self.no_harm = match self.kind {
+                Kind::Rate | Kind::Exposure => RateRatio::new(1.0 / (1.0 + margin), Grid::Rr7)
+                    .ok()
+                    .map(Process::Ratio),
+                Kind::Score => BoundedMeans::new(-margin).ok().map(Process::Means),
+                Kind::Latency(precision) => QuantileShift::no_worse(margin, precision)
+                    .ok()
+                    .map(|p| Process::Quantiles(Box::new(p))),
             };
-            self.no_harm = process(opposite, self.is_score(), None);
             return self.no_harm.is_some();
         }
         true
-    }
-
-    pub(super) const fn is_score(&self) -> bool {
-        matches!(self.harm, Process::Means(_))
     }
 
     /// (then, now) where the plan's margins are not those of the evidence.
@@ -245,13 +306,56 @@ impl MetricEvidence {
         differ(self.margin, gate.margin).or(excluded)
     }
 
-    pub(super) fn observe(&mut self, gain: &Gain, tolerated: Tolerated) {
+    /// Everything that these tests refuse has been refused before: see `Gain::of` and `Evidence::check`.
+    pub(super) fn observe(&mut self, gain: &Gain<'_>, tolerated: Tolerated) {
         let Gain {
-            candidate,
-            baseline,
-            groups,
-            scores,
+            mut candidate,
+            mut baseline,
+            data,
         } = *gain;
+        let (least, most) = tolerated.users;
+        match (&mut self.harm, data) {
+            (Process::Ratio(p), Data::Counts(_)) => {
+                let _ = p.set_theta0((1.0 + self.margin) * most);
+                p.observe(candidate, baseline);
+            }
+            (Process::Ratio(p), Data::Exposed(c, b)) => {
+                let _ = p.set_theta0((1.0 + self.margin) * most);
+                let _ = p.observe_exposure((c.events, c.exposure), (b.events, b.exposure));
+            }
+            (Process::Auto(p), Data::Counts(groups)) => {
+                let _ = p.set_theta0((1.0 + self.margin) * most);
+                let _ = p.observe(tolerated.at / BLOCK, candidate, groups);
+            }
+            (Process::Means(p), Data::Scores(c, b)) => {
+                let _ = p.observe(c, b);
+            }
+            (Process::Quantiles(p), Data::Sketches(c, b)) => {
+                let _ = p.set_theta0(most);
+                if let Ok(shown) = p.observe(c, b) {
+                    (candidate, baseline) = shown;
+                }
+            }
+            _ => {}
+        }
+        match (&mut self.no_harm, data, self.excluded) {
+            (Some(Process::Ratio(p)), Data::Counts(_), Some(margin)) => {
+                let _ = p.set_theta0(1.0 / ((1.0 + margin) * least));
+                p.observe(baseline, candidate);
+            }
+            (Some(Process::Ratio(p)), Data::Exposed(c, b), Some(margin)) => {
+                let _ = p.set_theta0(1.0 / ((1.0 + margin) * least));
+                let _ = p.observe_exposure((b.events, b.exposure), (c.events, c.exposure));
+            }
+            (Some(Process::Means(p)), Data::Scores(c, b), _) => {
+                let _ = p.observe(b, c);
+            }
+            (Some(Process::Quantiles(p)), Data::Sketches(c, b), _) => {
+                let _ = p.set_theta0(1.0 / least);
+                let _ = p.observe(c, b);
+            }
+            _ => {}
+        }
         self.candidate = Counts {
             n: self.candidate.n.saturating_add(candidate.n),
             k: self.candidate.k.saturating_add(candidate.k),
@@ -265,38 +369,13 @@ impl MetricEvidence {
         }
         if candidate.n > 0 && baseline.n > 0 {
             let (n_c, n_b) = (candidate.n as f64, baseline.n as f64);
-            let (above, below) = scores
-                .map_or((candidate.k as f64, baseline.k as f64), |(c, b)| {
-                    (c.sum, b.sum)
-                });
+            let (above, below) = if let Data::Scores(c, b) = data {
+                (c.sum, b.sum)
+            } else {
+                (candidate.k as f64, baseline.k as f64)
+            };
             self.mantel_haenszel.0 += above * n_b / (n_c + n_b);
             self.mantel_haenszel.1 += below * n_c / (n_c + n_b);
-        }
-        let (least, most) = tolerated.users;
-        // Everything that these tests refuse has been refused before: see `Gain::of` and `Evidence::check`.
-        match (&mut self.harm, scores) {
-            (Process::Ratio(p), _) => {
-                let _ = p.set_theta0((1.0 + self.margin) * most);
-                p.observe(candidate, baseline);
-            }
-            (Process::Auto(p), _) => {
-                let _ = p.set_theta0((1.0 + self.margin) * most);
-                let _ = p.observe(tolerated.at / BLOCK, candidate, groups);
-            }
-            (Process::Means(p), Some((c, b))) => {
-                let _ = p.observe(c, b);
-            }
-            (Process::Means(_), None) => {}
-        }
-        match (&mut self.no_harm, scores, self.excluded) {
-            (Some(Process::Ratio(p)), _, Some(margin)) => {
-                let _ = p.set_theta0(1.0 / ((1.0 + margin) * least));
-                p.observe(baseline, candidate);
-            }
-            (Some(Process::Means(p)), Some((c, b)), _) => {
-                let _ = p.observe(b, c);
-            }
-            _ => {}
         }
     }
 
@@ -308,7 +387,7 @@ impl MetricEvidence {
     pub(super) const fn alpha1(&self) -> f64 {
         match &self.harm {
             Process::Auto(p) => p.alpha1(),
-            Process::Ratio(_) | Process::Means(_) => 0.0,
+            Process::Ratio(_) | Process::Means(_) | Process::Quantiles(_) => 0.0,
         }
     }
 

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::anytime::Scores;
 use crate::quality::Comparisons;
-use crate::{Action, Counts, Verdict};
+use crate::{Action, Counts, Sketch, Verdict};
 
 fn plan() -> GatePlan {
     GatePlan {
@@ -490,5 +490,88 @@ fn blame_goes_to_the_gate_that_is_harmed() {
             .map(|g| g.verdict)
             .collect::<Vec<_>>(),
         [Verdict::Fail, Verdict::Inconclusive]
+    );
+}
+
+#[test]
+fn latencies_and_events_per_exposure_are_judged() {
+    let plan = error_only(Action::Rollback);
+    let latency = |scale: f64, t: u64| {
+        let mut sketch = Sketch::default();
+        for i in 0..100 {
+            sketch.record(scale * (100.0 + (f64::from(i) * 7.3 + t as f64 * 3.1) % 50.0));
+        }
+        sketch
+    };
+    let slow = |scale: f64| {
+        move |t: u64| Increment::Latency {
+            candidate: latency(scale, t),
+            baseline: latency(1.0, t + 9),
+        }
+    };
+    let crashes = |k: u64| {
+        move |_: u64| Increment::Events {
+            candidate: Exposed {
+                events: k,
+                exposure: 10.5,
+            },
+            baseline: Exposed {
+                events: 40,
+                exposure: 200.0,
+            },
+        }
+    };
+    let fails = |make: &dyn Fn(u64) -> Increment| {
+        let mut evidence = Evidence::new();
+        for t in 0..100 {
+            evidence.observe(&plan, &one(t, make(t))).unwrap();
+            let text = serde_json::to_string(&evidence).unwrap();
+            assert_eq!(serde_json::from_str::<Evidence>(&text).unwrap(), evidence);
+        }
+        evidence.failed()
+    };
+    assert!(!fails(&slow(1.0)) && fails(&slow(1.2)));
+    assert!(!fails(&crashes(2)) && fails(&crashes(12)));
+    let sure = GatePlan {
+        pass: PassWhen::NonInferior {
+            min_samples: 100,
+            margin: 0.3,
+            beta: 0.05,
+        },
+        ..plan.clone()
+    };
+    for make in [&slow(1.0) as &dyn Fn(u64) -> Increment, &crashes(2)] {
+        let mut evidence = Evidence::new();
+        assert!(
+            (0..3_000).any(
+                |t| evidence.observe(&sure, &one(t, make(t))).unwrap().verdict == Verdict::Pass
+            )
+        );
+    }
+    let unlike = Increment::Latency {
+        candidate: Sketch::new(6).unwrap(),
+        baseline: Sketch::default(),
+    };
+    assert!(matches!(
+        Evidence::new().observe(&plan, &one(0, unlike)),
+        Err(BadWindow::Sketch { .. })
+    ));
+    let never = Exposed {
+        events: 1,
+        exposure: f64::NAN,
+    };
+    assert!(
+        Evidence::new()
+            .observe(
+                &plan,
+                &one(
+                    0,
+                    Increment::Events {
+                        candidate: never,
+                        baseline: never
+                    }
+                )
+            )
+            .is_err()
     );
 }

@@ -9,7 +9,7 @@ use thiserror::Error;
 use crate::anytime::Scores;
 use crate::fixed::BadSample;
 use crate::quality::Comparisons;
-use crate::{BadCounts, BadGatePlan, Counts};
+use crate::{BadCounts, BadGatePlan, BadSketch, Counts, Sketch};
 
 /// What one metric gained in one window, per arm.
 #[non_exhaustive]
@@ -30,6 +30,20 @@ pub enum Increment {
         /// The gains of both groups of the baseline.
         baseline: [Counts; 2],
     },
+    /// Events in exposure (replica-seconds, tokens), which may be more than one per unit.
+    Events {
+        /// The candidate's gain.
+        candidate: Exposed,
+        /// The baseline's gain.
+        baseline: Exposed,
+    },
+    /// Positive values of which the distribution matters, greater meaning worse: latencies, time to first token. Both arms with one precision. Margins are relative.
+    Latency {
+        /// The candidate's values.
+        candidate: Sketch,
+        /// The baseline's values.
+        baseline: Sketch,
+    },
     /// Scores in [0, 1], greater meaning worse; margins are absolute differences of the means, below 1.
     Scores {
         /// The candidate's scores.
@@ -39,6 +53,20 @@ pub enum Increment {
     },
     /// Answers of both arms compared in pairs; margins are absolute differences between the shares of losses and of wins, below 1.
     Compared(Comparisons),
+}
+
+/// Events that happened in some exposure.
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain data that hosts write as literals"
+)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Exposed {
+    /// How many events.
+    pub events: u64,
+    /// In how much exposure, in a unit that both arms share; finite and not negative. Whole units count as samples: choose one of which a window holds many (replica-seconds rather than
+    /// replica-days).
+    pub exposure: f64,
 }
 
 /// Increments of all metrics between two instants. Windows must be disjoint; a lost window counts as nothing.
@@ -148,6 +176,14 @@ pub enum BadWindow {
         metric: String,
         /// What is wrong with them.
         source: BadSample,
+    },
+    /// Sketches that cannot be compared.
+    #[error("`{metric}`: {source}")]
+    Sketch {
+        /// The metric.
+        metric: String,
+        /// What is wrong with them.
+        source: BadSketch,
     },
     /// History that comes after the first window, or without a gate.
     #[error("history of `{metric}` {why}")]
