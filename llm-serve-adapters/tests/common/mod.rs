@@ -193,15 +193,16 @@ impl Host {
         served
     }
 
-    /// The share of new sessions that the candidate would get right now.
-    pub(crate) fn candidate_share(&self) -> f64 {
+    /// How many of 1,000 new sessions the candidate would get right now.
+    pub(crate) fn candidate_share(&self) -> usize {
         let router = &self.endpoint.data_plane().router;
         let now = router.now();
-        let on = (0..2_000u32).filter(|i| {
-            let key = format!("probe-{i}");
-            router.decide(&Key::session(key.as_bytes()), now).role == Role::Candidate
-        });
-        on.count() as f64 / 2_000.0
+        (0..1_000u32)
+            .map(|i| format!("probe-{i}"))
+            .filter(|key| {
+                router.decide(&Key::session(key.as_bytes()), now).role == Role::Candidate
+            })
+            .count()
     }
 
     /// Lets virtual time pass, with this many requests a second.
