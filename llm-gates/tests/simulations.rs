@@ -8,6 +8,9 @@
     reason = "the long forms print their figures, and what is valid here unwraps"
 )]
 
+#[path = "kinds/rng.rs"]
+mod rng;
+
 use std::collections::BTreeMap;
 
 use llm_gates::anytime::{
@@ -21,77 +24,13 @@ use llm_gates::{
     Verdict, Window,
 };
 
+use rng::Rng;
+
 const ALPHA: f64 = 0.05;
 /// Share of the candidate in basis points, and minutes.
 const RAMP: [(u16, u32); 4] = [(100, 60), (500, 240), (2500, 1440), (5000, 2880)];
 const REQUESTS_PER_MINUTE: f64 = 1200.0;
 const RATE: f64 = 0.01;
-
-/// xoshiro256++ (Blackman and Vigna 2019), seeded by splitmix64.
-struct Rng([u64; 4]);
-
-impl Rng {
-    fn new(seed: u64) -> Self {
-        let mut state = seed;
-        Self(std::array::from_fn(|_| {
-            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            z ^ (z >> 31)
-        }))
-    }
-
-    fn uniform(&mut self) -> f64 {
-        let s = &mut self.0;
-        let out = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);
-        let t = s[1] << 17;
-        s[2] ^= s[0];
-        s[3] ^= s[1];
-        s[1] ^= s[2];
-        s[0] ^= s[3];
-        s[2] ^= t;
-        s[3] = s[3].rotate_left(45);
-        ((out >> 11) as f64 + 0.5) / 9_007_199_254_740_992.0
-    }
-
-    fn normal(&mut self) -> f64 {
-        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
-    }
-
-    /// By inversion up to a mean of 40, beyond that as a sum.
-    fn poisson(&mut self, mean: f64) -> u64 {
-        if mean > 40.0 {
-            if mean > 2_000.0 {
-                // Skewness below .023.
-                return whole((mean + mean.sqrt() * self.normal() + 0.5).max(0.0));
-            }
-            let half = 0.5 * mean;
-            return self.poisson(half) + self.poisson(mean - half);
-        }
-        let (mut k, mut p, mut u) = (0u32, (-mean).exp(), self.uniform());
-        while u > p && k < 1_000 {
-            u -= p;
-            k += 1;
-            p *= mean / f64::from(k);
-        }
-        u64::from(k)
-    }
-
-    fn counts(&mut self, requests: f64, rate: f64) -> Counts {
-        let n = self.poisson(requests);
-        Counts::new(n, self.poisson(n as f64 * rate).min(n))
-    }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "not negative"
-)]
-fn whole(x: f64) -> u64 {
-    x as u64
-}
 
 /// Share of lives in which something happens.
 fn share(seed: u64, lives: u64, mut life: impl FnMut(&mut Rng) -> bool) -> f64 {
@@ -688,4 +627,62 @@ fn the_generator_is_what_it_says() {
     }
     let z: f64 = (0..n).map(|_| rng.normal()).sum::<f64>() / f64::from(n).sqrt();
     assert!(normal::sf(z.abs()) > 1e-4);
+}
+
+/// Median candidate requests until detection at 5 % of the traffic for 4 hours, and the share of lives in which it is found.
+fn requests_until_found(seed: u64, lives: u64, ratio: f64) -> (f64, f64) {
+    let mut found: Vec<f64> = (0..lives)
+        .filter_map(|i| {
+            let rng = &mut Rng::new(seed.wrapping_mul(1_000_003).wrapping_add(i));
+            let mut process = RateRatio::new(1.0, Grid::Rr7).unwrap();
+            let mut requests = 0;
+            (0..240).find_map(|_| {
+                let c = rng.counts(0.05 * REQUESTS_PER_MINUTE, RATE * ratio);
+                process.observe(c, rng.counts(0.95 * REQUESTS_PER_MINUTE, RATE));
+                requests += c.n;
+                process.rejects(ALPHA).then_some(requests as f64)
+            })
+        })
+        .collect();
+    found.sort_by(f64::total_cmp);
+    let probability = found.len() as f64 / lives as f64;
+    (found[found.len() / 2], probability)
+}
+
+/// The published medians of the grid RR7 (3,000 requests at 1.5 times the errors, 1,000 at twice, 170 at five times), within the error of 1,000 lives.
+#[test]
+#[ignore = "long simulation: run with --ignored in release"]
+fn harm_is_found_as_soon_as_published() {
+    for (i, (ratio, published)) in [(1.5, 2_989.0), (2.0, 963.0), (5.0, 172.0)]
+        .into_iter()
+        .enumerate()
+    {
+        let (median, probability) = requests_until_found(200 + i as u64, 1_000, ratio);
+        println!(
+            "ratio {ratio}: median {median} requests (published {published}), found in {:.1} %",
+            100.0 * probability
+        );
+        assert!(
+            probability > 0.97 && (median / published - 1.0).abs() < 0.12,
+            "{ratio}: {median} {probability}"
+        );
+    }
+}
+
+/// Each loss of evidence starts a new test with the full budget: saving it is not a matter of taste.
+#[test]
+#[ignore = "long simulation: run with --ignored in release"]
+fn forgetting_the_evidence_every_hour_rolls_back_most_harmless_candidates() {
+    let found = share(210, 300, |rng| {
+        let fresh = || RateRatio::new(1.0, Grid::Rr7).unwrap();
+        let mut process = fresh();
+        ramp(rng, QUIET, 1.0, |minute, _, c, [one, two]| {
+            if minute % 60 == 0 {
+                process = fresh();
+            }
+            process.observe(c, one.plus(two).unwrap());
+            process.rejects(ALPHA)
+        })
+    });
+    at_least("evidence lost every hour", found, 0.5, 300);
 }
