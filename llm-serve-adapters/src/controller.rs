@@ -15,10 +15,11 @@ use crate::journal::{Checkpoint, Entry, Event, Ledger};
 use crate::recorder::Recorder;
 use jobs::{Finished, Jobs};
 use llm_rollout::{
-    Command, Direction, Effect, EndpointId, Fence, Input, Look, Observed, Phase, Plan, Position,
-    Recovery, Rejected, Rollout, RolloutId, Seq, Step, Timestamp,
+    Command, Direction, Effect, EndpointId, Fence, Heartbeat, Input, Look, Observed, Phase, Plan,
+    Position, Recovery, Rejected, Rollout, RolloutId, Seq, Step, Timestamp,
 };
 use llm_version_core::VersionId;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -78,6 +79,8 @@ pub(crate) struct Controller {
     store_down_since: Option<Timestamp>,
     next_look: Option<Timestamp>,
     next_round: Timestamp,
+    /// Requests that each version was given in this process, as last heard: the source counts from its own start.
+    heard: BTreeMap<VersionId, u64>,
     /// What the machine's clock lags behind the log: time never goes back over a restart.
     behind: Duration,
 }
@@ -115,6 +118,7 @@ impl Controller {
             store_down_since: None,
             next_look: None,
             next_round: Timestamp::default(),
+            heard: BTreeMap::new(),
             behind: Duration::ZERO,
         };
         controller.read_log().await?;
@@ -495,7 +499,7 @@ impl Controller {
         let routers = self.routers_round().await?;
         let look = Look {
             judgement,
-            heartbeat: reading.heartbeat,
+            heartbeat: reading.heartbeat.map(|beat| self.in_all(&candidate, beat)),
             fence: self.fence,
             routers,
         };
@@ -503,6 +507,19 @@ impl Controller {
             self.take(step, Some(checkpoint)).await?;
         }
         Ok(())
+    }
+
+    /// A heartbeat that counts over all processes that have run the rollout.
+    fn in_all(&mut self, candidate: &VersionId, beat: Heartbeat) -> Heartbeat {
+        let before = self.rollout().map_or(0, |r| r.state().exposed);
+        let last = self
+            .heard
+            .insert(candidate.clone(), beat.exposed)
+            .unwrap_or(0);
+        Heartbeat {
+            exposed: before + beat.exposed.saturating_sub(last),
+            ..beat
+        }
     }
 
     async fn collect_jobs(&mut self) -> Result<()> {

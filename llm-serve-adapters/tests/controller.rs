@@ -165,6 +165,15 @@ async fn evidence_survives_a_restart() {
         after > before,
         "{before} samples before the restart, {after} after it"
     );
+    let exposed = |host: &Host| {
+        let ledger = host.endpoint.status().ledger;
+        ledger.rollout.as_ref().unwrap().state().exposed
+    };
+    assert!(
+        exposed(&again) >= after,
+        "exposure counts over all processes: {}",
+        exposed(&again)
+    );
     assert!(
         after < before + 400,
         "no window counts twice: {before} before, {after} after"
@@ -269,11 +278,7 @@ async fn forcing_the_baseline_is_immediate_latched_and_ends_the_rollout() {
     host.live(30, 40, &alike).await;
     store.cut(true);
     host.endpoint.force_baseline("page 4711").unwrap();
-    assert_eq!(
-        host.candidate_share(),
-        0,
-        "synchronous, without the store"
-    );
+    assert_eq!(host.candidate_share(), 0, "synchronous, without the store");
     store.cut(false);
     host.live(60, 40, &alike).await;
     let end = run.finished().await.unwrap();

@@ -199,9 +199,7 @@ impl Host {
         let now = router.now();
         (0..1_000u32)
             .map(|i| format!("probe-{i}"))
-            .filter(|key| {
-                router.decide(&Key::session(key.as_bytes()), now).role == Role::Candidate
-            })
+            .filter(|key| router.decide(&Key::session(key.as_bytes()), now).role == Role::Candidate)
             .count()
     }
 
