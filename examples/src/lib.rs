@@ -4,3 +4,8 @@ pub mod lm;
 pub mod load;
 pub mod report;
 pub mod server;
+
+/// The README's embedding, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub mod readme {}
