@@ -3,10 +3,10 @@
 use llm_gates::Counts;
 
 /// xoshiro256++ (Blackman and Vigna 2019), seeded by splitmix64.
-pub struct Rng([u64; 4]);
+pub(crate) struct Rng([u64; 4]);
 
 impl Rng {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let mut state = seed;
         Self(std::array::from_fn(|_| {
             state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -17,7 +17,7 @@ impl Rng {
         }))
     }
 
-    pub fn uniform(&mut self) -> f64 {
+    pub(crate) fn uniform(&mut self) -> f64 {
         let s = &mut self.0;
         let out = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);
         let t = s[1] << 17;
@@ -30,12 +30,12 @@ impl Rng {
         ((out >> 11) as f64 + 0.5) / 9_007_199_254_740_992.0
     }
 
-    pub fn normal(&mut self) -> f64 {
+    pub(crate) fn normal(&mut self) -> f64 {
         (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
     /// By inversion up to a mean of 40, beyond that as a sum.
-    pub fn poisson(&mut self, mean: f64) -> u64 {
+    pub(crate) fn poisson(&mut self, mean: f64) -> u64 {
         if mean > 40.0 {
             if mean > 2_000.0 {
                 // Skewness below .023.
@@ -53,7 +53,7 @@ impl Rng {
         u64::from(k)
     }
 
-    pub fn counts(&mut self, requests: f64, rate: f64) -> Counts {
+    pub(crate) fn counts(&mut self, requests: f64, rate: f64) -> Counts {
         let n = self.poisson(requests);
         Counts::new(n, self.poisson(n as f64 * rate).min(n))
     }
