@@ -10,6 +10,7 @@ mod hash;
 mod hf;
 mod inspect;
 mod materialise;
+mod oci;
 mod problem;
 mod shards;
 #[cfg(feature = "oms")]
@@ -23,6 +24,7 @@ pub use cache::{CacheError, HashCache};
 pub use capture::{Capture, CaptureError, capture_lineage};
 pub use hf::{HfDigest, HfError, HfFile, HfSnapshot};
 pub use materialise::{FolderSource, Materialised, Sharing, materialise};
+pub use oci::{OciError, export_oci, import_oci};
 pub use problem::{Problem, ProblemKind, Warning, WarningKind};
 #[cfg(feature = "oms")]
 pub use sign::{TreeSignatureError, sign_tree, verify_tree_signature};

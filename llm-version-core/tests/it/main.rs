@@ -6,9 +6,13 @@ mod canonical;
 mod common;
 #[cfg(feature = "fs")]
 mod content;
+#[cfg(feature = "fs")]
+mod crash;
 mod diff;
 #[cfg(feature = "fs")]
 mod hf;
+#[cfg(feature = "fs")]
+mod oci;
 #[cfg(feature = "fs")]
 mod registry;
 #[cfg(feature = "fs")]
