@@ -326,7 +326,7 @@ impl AutoRatio {
                 }
             }
         }
-        let now = self.likelihood_now();
+        let now = self.likelihood_now(&self.block_likelihoods());
         let support = self.noise.support();
         let ln_w: [f64; RATIOS] = std::array::from_fn(|j| {
             Grid::Rr7
@@ -371,21 +371,25 @@ impl AutoRatio {
         })
     }
 
+    /// Likelihoods of the current block per ratio, spread and node, relative to the greatest over the nodes, and its ln.
+    fn block_likelihoods(&self) -> Vec<(f64, [f64; NODES])> {
+        let relative = |gains: &[f64; NODES]| {
+            let max = gains.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            (max, gains.map(|g| libm::exp(g - max)))
+        };
+        self.gains.iter().map(relative).collect()
+    }
+
     /// C: ln-likelihood of everything so far, per ratio and level.
-    fn likelihood_now(&self) -> Vec<f64> {
+    fn likelihood_now(&self, block: &[(f64, [f64; NODES])]) -> Vec<f64> {
         (0..RATIOS * LEVELS)
             .map(|i| {
                 let (j, q) = (i / LEVELS, i % LEVELS);
-                let gains = &self.gains[j * SPREADS + level(q).0];
                 if q == 0 {
-                    return self.likelihood[i] + gains[0];
+                    return self.likelihood[i] + self.gains[j * SPREADS][0];
                 }
-                let max = gains.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let sum: f64 = self.nodes[i]
-                    .iter()
-                    .zip(gains)
-                    .map(|(a, g)| a * libm::exp(g - max))
-                    .sum();
+                let (max, weights) = &block[j * SPREADS + level(q).0];
+                let sum: f64 = self.nodes[i].iter().zip(weights).map(|(a, w)| a * w).sum();
                 // Nodes that matter may have no probability left: the likelihood is then nothing that a log can hold.
                 self.likelihood[i] + max + libm::log(sum.max(f64::MIN_POSITIVE))
             })
@@ -393,7 +397,8 @@ impl AutoRatio {
     }
 
     fn close_block(&mut self) {
-        let now = self.likelihood_now();
+        let block = self.block_likelihoods();
+        let now = self.likelihood_now(&block);
         let rows: Vec<[[f64; NODES]; NODES]> = PHI
             .iter()
             .map(|phi| std::array::from_fn(|i| transition(*phi, i)))
@@ -404,10 +409,8 @@ impl AutoRatio {
                 continue;
             }
             let (spread, phi) = level(q);
-            let gains = &self.gains[j * SPREADS + spread];
-            let max = gains.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let weights: [f64; NODES] =
-                std::array::from_fn(|n| nodes[n] * libm::exp(gains[n] - max));
+            let (_, relative) = &block[j * SPREADS + spread];
+            let weights: [f64; NODES] = std::array::from_fn(|n| nodes[n] * relative[n]);
             let sum: f64 = weights.iter().sum();
             if sum <= 0.0 {
                 *nodes = stationary();
