@@ -4,7 +4,7 @@ use std::io::Read;
 
 use super::log::{Event, Note, State};
 use super::{Registry, RegistryError, Store, manifest_key};
-use crate::diff::diff;
+use crate::diff::{Contents, diff_contents};
 use crate::digest::Digest;
 use crate::id::VersionId;
 use crate::manifest::{Component, Manifest};
@@ -44,6 +44,31 @@ impl Publish {
     }
 }
 
+/// A source as contents to compare.
+struct NewContents<'a>(&'a dyn Source);
+
+/// Reads one byte more than there should be, so that a longer content shows by its digest.
+fn read_all(component: &Component, bytes: &mut dyn Read) -> Option<Vec<u8>> {
+    let mut content = Vec::new();
+    let limit = component.size.saturating_add(1);
+    bytes.take(limit).read_to_end(&mut content).ok()?;
+    Some(content)
+}
+
+impl Contents for NewContents<'_> {
+    fn read(&self, component: &Component) -> Option<Vec<u8>> {
+        read_all(component, &mut *self.0.open(component).ok()?)
+    }
+}
+
+/// A registry gives the contents of its versions, for [`diff_contents`].
+impl<S: Store> Contents for Registry<S> {
+    fn read(&self, component: &Component) -> Option<Vec<u8>> {
+        let blob = self.store.open_blob(&component.digest).ok()?;
+        read_all(component, &mut *blob?)
+    }
+}
+
 impl<S: Store> Registry<S> {
     /// Publishes a version: stores the blobs that are not there yet, the manifest, and a log entry that makes them a
     /// version. Publishing the same version again changes nothing and restores blobs that were lost.
@@ -66,7 +91,7 @@ impl<S: Store> Registry<S> {
         }
         let mut small_bump = String::new();
         if !published {
-            if let Err(error) = self.check_bump(&state, manifest, options) {
+            if let Err(error) = self.check_bump(&state, manifest, source, options) {
                 match (&options.small_bump, error) {
                     (Some(why), RegistryError::SmallBump(_)) => why.clone_into(&mut small_bump),
                     (_, error) => return Err(error),
@@ -117,6 +142,7 @@ impl<S: Store> Registry<S> {
         &self,
         state: &State,
         manifest: &Manifest,
+        source: &dyn Source,
         options: &Publish,
     ) -> Result<(), RegistryError> {
         let below =
@@ -134,7 +160,11 @@ impl<S: Store> Registry<S> {
             return Ok(());
         };
         let previous = self.manifest(previous)?;
-        Ok(diff(&previous, manifest).check_bump().map_err(Box::new)?)
+        Ok(
+            diff_contents(&previous, manifest, self, &NewContents(source))
+                .check_bump()
+                .map_err(Box::new)?,
+        )
     }
 }
 

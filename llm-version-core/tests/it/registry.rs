@@ -418,6 +418,30 @@ fn a_deployed_reference_is_traced_to_raw_data() {
     ));
 }
 
+#[test]
+fn a_bump_is_judged_by_contents() {
+    let registry = memory();
+    let publish_config = |patch: u32, config: &'static str| {
+        let mut draft = manifest((1, 0, patch), "").into_draft();
+        draft.components[0] = Component::new(
+            "model/config.json".parse().unwrap(),
+            ComponentKind::ModelConfig,
+            config.len() as u64,
+            Digest::of(config.as_bytes()),
+        );
+        let source = move |_: &Component| -> std::io::Result<Box<dyn Read>> {
+            Ok(Box::new(config.as_bytes()))
+        };
+        registry.publish(&draft.finish().unwrap(), &source, &Publish::new(), &note(1))
+    };
+    publish_config(0, r#"{"hidden_size":8}"#).unwrap();
+    publish_config(1, r#"{ "hidden_size": 8 }"#).unwrap();
+    match publish_config(2, r#"{"hidden_size":9}"#) {
+        Err(RegistryError::SmallBump(error)) => assert_eq!(error.required, Bump::Major),
+        other => panic!("{other:?}"),
+    }
+}
+
 fn log_file(root: &Path, n: u64) -> std::path::PathBuf {
     root.join(format!("objects/log/{n:020}.json"))
 }
