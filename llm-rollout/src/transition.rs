@@ -497,9 +497,21 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Another phase: what the last one waited for is not waited for any more.
     fn enter(&mut self, phase: Phase) {
         self.state.phase = phase;
         self.state.since = self.now;
+        let overtaken = self.rollout.pending().iter().filter(|intent| {
+            matches!(
+                intent.effect,
+                Effect::Evaluate(_) | Effect::Prepare(_) | Effect::Drain { .. }
+            )
+        });
+        for id in overtaken.map(|intent| intent.id) {
+            if !self.done.contains(&id) {
+                self.done.push(id);
+            }
+        }
     }
 
     fn notice(&self, page: bool, text: String) -> Effect {
@@ -540,12 +552,6 @@ impl<'a> Draft<'a> {
     }
 
     fn pre_flight(mut self, report: &TableReport) -> Decision<'a> {
-        let asked = self
-            .rollout
-            .pending()
-            .iter()
-            .filter(|i| matches!(i.effect, Effect::Evaluate(_)));
-        self.done.extend(asked.map(|i| i.id));
         let stopped = |action: Action| matches!(action, Action::Block | Action::Rollback);
         let gates = report
             .rows

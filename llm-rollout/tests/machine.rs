@@ -4,9 +4,9 @@
 
 use llm_gates::{Judgement, TableReport, Verdict};
 use llm_rollout::{
-    Cause, Command, Direction, Effect, Epoch, Fence, Heartbeat, Input, IntentId, Look, Observed,
-    Outcome, Phase, Plan, Position, Recovery, Rejected, Rollout, RolloutId, RouterClock, RouterId,
-    RouterState, Seq, Share, Split, Step, Timestamp, Verb,
+    Cause, Command, Direction, Effect, Epoch, Fence, Heartbeat, Input, Intent, IntentId, Look,
+    Observed, Outcome, Phase, Plan, Position, Recovery, Rejected, Rollout, RolloutId, RouterClock,
+    RouterId, RouterState, Seq, Share, Split, Step, Timestamp, Verb,
 };
 use llm_version_core::VersionId;
 use proptest::prelude::*;
@@ -761,6 +761,10 @@ proptest! {
             }
         }
         prop_assert_eq!(&replayed, &life.rollout);
+        let waits = |i: &Intent| matches!(i.effect, Effect::Evaluate(_) | Effect::Prepare(_) | Effect::Drain { .. });
+        if life.rollout.phase().is_end() {
+            prop_assert!(!life.rollout.pending().iter().any(waits), "an end waits for nothing of an earlier phase");
+        }
         let state = serde_json::to_string(&life.rollout).unwrap();
         prop_assert_eq!(serde_json::from_str::<Rollout>(&state).unwrap(), life.rollout.clone());
 
