@@ -6,6 +6,11 @@
 //! whether what was found is that version, [`diff`](fn@diff) says what changed between two and which version number
 //! that requires.
 //!
+//! [`transition`](fn@transition) says whether going from one version to another, and back, is safe. A
+//! [`registry`] keeps versions with their aliases, records and history; feature `oms` signs them.
+//!
+//! `CANONICAL.md` beside this crate specifies the byte form and the digests for other implementations.
+//!
 //! The crate is pure: no clock, no randomness, no environment, no network. Files are reached only through the module
 //! `fs` (feature `fs`, on by default, standard library only).
 #![deny(missing_docs)]
