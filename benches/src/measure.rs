@@ -20,6 +20,8 @@ const SPELL: usize = 8;
 const WARM: usize = 5;
 /// Fewer repetitions than this say nothing.
 const FEWEST: usize = 20;
+/// With fewer repetitions on two threads than this, a measurement takes up to twice its time.
+const WANTED: usize = 400;
 
 /// The value below which this part (0 to 1) of all values lies; none if there are none.
 pub fn quantile(values: &[f64], part: f64) -> Option<f64> {
@@ -118,7 +120,7 @@ impl fmt::Debug for Design<'_> {
 pub struct Timing {
     /// Alone.
     pub one: f64,
-    /// On two threads at once; none if they hardly ever ran at the same time.
+    /// While another thread does the same; none if they hardly ever ran at the same time.
     pub two: Option<f64>,
 }
 
@@ -129,6 +131,40 @@ impl Timing {
     }
 }
 
+#[cfg(target_os = "linux")]
+type Processors = Option<rustix::thread::CpuSet>;
+#[cfg(not(target_os = "linux"))]
+type Processors = ();
+
+/// Keeps the calling thread to the n-th of the processors that it may use, so that two threads do not share one; what it could
+/// use before. Without an effect where that is not possible.
+#[cfg(target_os = "linux")]
+fn pin(n: usize) -> Processors {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let before = sched_getaffinity(None).ok()?;
+    let nth = (0..CpuSet::MAX_CPU)
+        .filter(|cpu| before.is_set(*cpu))
+        .nth(n)?;
+    let mut only = CpuSet::new();
+    only.set(nth);
+    sched_setaffinity(None, &only).ok()?;
+    Some(before)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn pin(_: usize) -> Processors {}
+
+#[cfg(target_os = "linux")]
+fn unpin(before: Processors) {
+    if let Some(before) = before {
+        // At worst the rest of the report runs on one processor, and says so.
+        let _ = rustix::thread::sched_setaffinity(None, &before);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn unpin((): Processors) {}
+
 /// Both threads have come to the same point.
 fn meet(gate: &AtomicUsize, meetings: &mut usize) {
     *meetings += 1;
@@ -137,7 +173,7 @@ fn meet(gate: &AtomicUsize, meetings: &mut usize) {
     while gate.load(Ordering::Acquire) < 2 * *meetings {
         spins += 1;
         // The other thread may be waiting for this processor.
-        if spins.is_multiple_of(1_000) {
+        if spins.is_multiple_of(100_000) {
             std::thread::yield_now();
         } else {
             spin_loop();
@@ -145,7 +181,11 @@ fn meet(gate: &AtomicUsize, meetings: &mut usize) {
     }
 }
 
-/// Runs all designs in turn, alone and on two threads, until the budget is spent.
+/// Nanoseconds per operation on the first thread: alone, and while the second does the same.
+type Samples = (Vec<f64>, Vec<f64>);
+
+/// Runs all designs in turn, alone and on two threads, until the budget is spent; up to twice that where two threads
+/// seldom run at the same time.
 pub fn interleave(designs: &[Design<'_>], budget: Duration) -> Vec<Timing> {
     let passes = designs.iter().map(Design::passes).collect::<Vec<_>>();
     let job = |at: usize, thread| {
@@ -161,12 +201,13 @@ pub fn interleave(designs: &[Design<'_>], budget: Duration) -> Vec<Timing> {
             .collect::<Vec<_>>()
     };
     let gate = AtomicUsize::new(0);
-    let mut samples = vec![(Vec::new(), Vec::new()); designs.len()];
+    let mut samples = vec![Samples::default(); designs.len()];
     std::thread::scope(|scope| {
         let (to, jobs) = mpsc::channel::<usize>();
         let (answers, from) = mpsc::channel();
         let (gate, together) = (&gate, &together);
         scope.spawn(move || {
+            pin(1);
             let mut meetings = 0;
             for at in jobs {
                 if answers.send(together(at, 1, gate, &mut meetings)).is_err() {
@@ -174,8 +215,16 @@ pub fn interleave(designs: &[Design<'_>], budget: Duration) -> Vec<Timing> {
                 }
             }
         });
+        // Only now: a thread may use what the thread that made it may.
+        let before = pin(0);
         let (begun, mut round, mut meetings) = (Instant::now(), 0, 0);
-        while begun.elapsed() < budget || round < WARM + FEWEST {
+        loop {
+            let few = samples.iter().any(|(_, two): &Samples| two.len() < WANTED);
+            let budget = if few { 2 * budget } else { budget };
+            if begun.elapsed() >= budget && round >= WARM + FEWEST {
+                unpin(before);
+                return;
+            }
             for turn in 0..designs.len() {
                 let at = (turn + round) % designs.len();
                 let alone = (0..SPELL).filter_map(|_| job(at, 0)).collect::<Vec<_>>();
@@ -195,7 +244,8 @@ pub fn interleave(designs: &[Design<'_>], budget: Duration) -> Vec<Timing> {
                 one.extend(alone.into_iter().map(nanos));
                 for (own, other) in own.into_iter().zip(other) {
                     if overlap(own, other) > 0.9 {
-                        two.push(nanos(own).max(nanos(other)));
+                        // Against itself: where a thread's stack lies matters by some percent.
+                        two.push(nanos(own));
                     }
                 }
             }
@@ -259,12 +309,16 @@ pub fn took<E>(run: impl FnOnce() -> Result<(), E>) -> Result<Took, E> {
 /// One thing to time in [`in_turn`].
 pub type Turn<'a, E> = Box<dyn FnMut() -> Result<(), E> + 'a>;
 
-/// Times all of them in turn until the budget is spent, three rounds at least, after one to warm up. The best of each, by wall and
-/// by processor.
+/// Times all of them in turn until the budget is spent, three rounds at least, after one to warm up; up to twice the budget while
+/// it is not enough. The best of each, by wall and by processor.
 ///
 /// # Errors
 /// What one of them fails with.
-pub fn in_turn<E>(turns: &mut [Turn<'_, E>], budget: Duration) -> Result<Vec<Took>, E> {
+pub fn in_turn<E>(
+    turns: &mut [Turn<'_, E>],
+    budget: Duration,
+    enough: impl Fn(&[Took]) -> bool,
+) -> Result<Vec<Took>, E> {
     let mut best = Vec::new();
     for turn in turns.iter_mut() {
         turn()?;
@@ -274,7 +328,11 @@ pub fn in_turn<E>(turns: &mut [Turn<'_, E>], budget: Duration) -> Result<Vec<Too
         });
     }
     let (begun, mut rounds) = (Instant::now(), 0);
-    while rounds < 3 || begun.elapsed() < budget {
+    loop {
+        let budget = if enough(&best) { budget } else { 2 * budget };
+        if rounds >= 3 && begun.elapsed() >= budget {
+            return Ok(best);
+        }
         for (turn, best) in turns.iter_mut().zip(&mut best) {
             let spent = took(turn)?;
             best.wall = best.wall.min(spent.wall);
@@ -282,7 +340,6 @@ pub fn in_turn<E>(turns: &mut [Turn<'_, E>], budget: Duration) -> Result<Vec<Too
         }
         rounds += 1;
     }
-    Ok(best)
 }
 
 #[cfg(test)]
@@ -344,9 +401,12 @@ mod tests {
                 if b < 100 { Ok(()) } else { Err("b".to_owned()) }
             }),
         ];
-        assert_eq!(in_turn(&mut turns, Duration::ZERO).unwrap().len(), 2);
         assert_eq!(
-            in_turn(&mut turns, Duration::from_secs(60)),
+            in_turn(&mut turns, Duration::ZERO, |_| true).unwrap().len(),
+            2
+        );
+        assert_eq!(
+            in_turn(&mut turns, Duration::from_secs(60), |_| true),
             Err("b".to_owned())
         );
         drop(turns);

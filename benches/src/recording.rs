@@ -3,7 +3,7 @@
 use crate::data::{self, SET, Seeded};
 use crate::figure::{Figure, Limit};
 use crate::measure::{Design, allocations, interleave};
-use crate::routing::SELDOM;
+use crate::routing::{SELDOM, absolute};
 use crate::{Error, Scale};
 use llm_rollout::Timestamp;
 use llm_serve_adapters::recorder::{OutcomeClass, Recorder};
@@ -199,11 +199,7 @@ pub fn run(_: Scale) -> Result<Vec<Figure>, Error> {
             .limit(Limit::AtMost(1.6)),
     );
     for (design, timing) in designs.iter().zip(&timings) {
-        figures.push(Figure::new(GROUP, design.name(), timing.one, "ns"));
-        figures.push(match timing.two {
-            Some(two) => Figure::new(GROUP, format!("{}, two threads", design.name()), two, "ns"),
-            None => Figure::missing(GROUP, design.name(), "ns", SELDOM),
-        });
+        figures.extend(absolute(GROUP, design.name(), *timing));
     }
     Ok(figures)
 }

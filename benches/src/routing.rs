@@ -125,11 +125,7 @@ fn figures(designs: &[Design<'_>], timings: &[Timing]) -> Vec<Figure> {
         );
     }
     for (design, timing) in designs.iter().zip(timings) {
-        figures.push(Figure::new(GROUP, design.name(), timing.one, "ns"));
-        figures.push(match timing.two {
-            Some(two) => Figure::new(GROUP, format!("{}, two threads", design.name()), two, "ns"),
-            None => Figure::missing(GROUP, design.name(), "ns", SELDOM),
-        });
+        figures.extend(absolute(GROUP, design.name(), *timing));
     }
     for (design, timing) in designs.iter().zip(timings).skip(6) {
         let name = format!("{}, against a decision", design.name());
@@ -154,6 +150,18 @@ fn figures(designs: &[Design<'_>], timings: &[Timing]) -> Vec<Figure> {
 
 /// Why two threads could not be measured.
 pub(crate) const SELDOM: &str = "two threads hardly ever ran at the same time";
+
+/// Nanoseconds, for information.
+pub(crate) fn absolute(group: &'static str, name: &str, timing: Timing) -> [Figure; 2] {
+    let on_two = format!("{name}, two threads");
+    [
+        Figure::new(group, name, timing.one, "ns"),
+        timing.two.map_or_else(
+            || Figure::missing(group, &on_two, "ns", SELDOM),
+            |two| Figure::new(group, &on_two, two, "ns"),
+        ),
+    ]
+}
 
 fn scaling(name: &str, timing: Timing) -> Figure {
     match timing.scaling() {
