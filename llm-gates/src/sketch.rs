@@ -209,17 +209,24 @@ impl Sketch {
         self.counts[at] = self.counts[at].saturating_add(count);
     }
 
-    /// Adds all of another sketch.
+    /// Refuses a sketch of another precision.
+    pub(crate) const fn alike(&self, other: &Self) -> Result<(), BadSketch> {
+        if self.precision == other.precision {
+            Ok(())
+        } else {
+            Err(BadSketch::Unlike {
+                ours: self.precision,
+                theirs: other.precision,
+            })
+        }
+    }
+
+    /// Adds all of another sketch. Allocates only where the other reaches beyond the octaves of this one.
     ///
     /// # Errors
     /// [`BadSketch::Unlike`] for another precision; nothing changes then.
     pub fn merge(&mut self, other: &Self) -> Result<(), BadSketch> {
-        if self.precision != other.precision {
-            return Err(BadSketch::Unlike {
-                ours: self.precision,
-                theirs: other.precision,
-            });
-        }
+        self.alike(other)?;
         self.zeros = self.zeros.saturating_add(other.zeros);
         for (bucket, count) in other.buckets() {
             self.add(bucket, count);

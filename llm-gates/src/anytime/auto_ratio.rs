@@ -10,15 +10,17 @@
 //! Measured: noise in the candidate only, or noise and drift together, can double the stated error.
 
 mod noise;
+mod tables;
 
 use serde::{Deserialize, Serialize};
 
 use self::noise::Noise;
+use self::tables::TABLES;
 use super::EProcess;
 use crate::fixed::{BadSample, open_unit, parameter};
 use crate::numbers::log_sum_exp;
 use crate::special::normal;
-use crate::{BadCounts, Counts, Grid};
+use crate::{BadCounts, Counts};
 
 /// Standard deviations and correlations of the noise grid, in this order after (0, 0).
 const S: [f64; 6] = [0.1, 0.2, 0.3, 0.5, 0.8, 1.2];
@@ -99,8 +101,8 @@ fn ln_likelihood(x: f64, pi: f64, k_c: f64, k: f64) -> f64 {
 
 /// Evidence that the candidate's rate exceeds theta0 times the baseline's, with noise that the baseline's history shows. Reject at [`AutoRatio::bound`].
 ///
-/// Feed history before the ramp with [`AutoRatio::learn`] (3 days are recommended; without any it is valid but slow), then looks with [`AutoRatio::observe`]. State is about 3,000
-/// numbers.
+/// Feed history before the ramp with [`AutoRatio::learn`] (3 days are recommended; without any it is valid but slow), then looks with [`AutoRatio::observe`], which allocate nothing. State is about
+/// 3,000 numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AutoRatio {
     ln_theta0: f64,
@@ -119,6 +121,21 @@ pub struct AutoRatio {
     numerator_before: f64,
     numerator: f64,
     log_e: f64,
+    #[serde(skip)]
+    past: Past,
+}
+
+/// Per ratio and spread: the greatest ln-likelihood of the block over the nodes, and the likelihoods relative to it.
+type Block = [(f64, [f64; NODES]); RATIOS * SPREADS];
+
+/// The mixture's ln-likelihood of all closed blocks, kept within a block: what can be computed anew is no part of the state.
+#[derive(Debug, Clone, Copy, Default)]
+struct Past(Option<f64>);
+
+impl PartialEq for Past {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// A saved list of exactly N entries: state that was tampered with is refused rather than indexed.
@@ -161,6 +178,7 @@ impl AutoRatio {
             numerator_before: 0.0,
             numerator: 0.0,
             log_e: 0.0,
+            past: Past::default(),
         })
     }
 
@@ -278,6 +296,7 @@ impl AutoRatio {
         groups[0].check()?;
         groups[1].check()?;
         self.noise.learn(groups);
+        self.past = Past(None);
         Ok(())
     }
 
@@ -318,91 +337,77 @@ impl AutoRatio {
     fn look(&mut self, candidate: Counts, baseline: Counts) {
         let pi = candidate.n as f64 / (candidate.n as f64 + baseline.n as f64);
         let (k_c, k) = (candidate.k as f64, candidate.k as f64 + baseline.k as f64);
-        for (j, alternative) in self.ratios().into_iter().enumerate() {
-            for spread in 0..SPREADS {
-                let s = if spread == 0 { 0.0 } else { S[spread - 1] };
-                for (n, gain) in self.gains[j * SPREADS + spread].iter_mut().enumerate() {
-                    *gain += ln_likelihood(alternative + s * node(n), pi, k_c, k);
+        let theta0 = libm::exp(self.ln_theta0);
+        for (gains, points) in self.gains.iter_mut().zip(&TABLES.points) {
+            let one = |(x, theta): (f64, f64)| {
+                k_c * (self.ln_theta0 + x) - k * libm::log1p(pi * (theta0 * theta - 1.0))
+            };
+            if points.spread == 0 {
+                // Without noise all nodes are one.
+                let gain = one(points.nodes[0]);
+                for g in gains.iter_mut() {
+                    *g += gain;
+                }
+            } else {
+                for (gain, point) in gains.iter_mut().zip(points.nodes) {
+                    *gain += one(point);
                 }
             }
         }
         let now = self.likelihood_now(&self.block_likelihoods());
         let support = self.noise.support();
-        let ln_w: [f64; RATIOS] = std::array::from_fn(|j| {
-            Grid::Rr7
-                .alternatives()
-                .get(j.wrapping_sub(1))
-                .map_or(0.0, |a| libm::log(a.weight))
-        });
-        let prior = |j: usize, q: usize| ln_w[j] + ln_weight(q) + support[q];
+        let priors: [f64; LEVELS] = std::array::from_fn(|q| TABLES.ln_weights[q] + support[q]);
         let mixture = |l: &[f64]| {
-            let terms: Vec<_> = (LEVELS..RATIOS * LEVELS)
-                .map(|i| prior(i / LEVELS, i % LEVELS) + l[i])
-                .collect();
+            let mut terms = [f64::NEG_INFINITY; (RATIOS - 1) * LEVELS];
+            for (i, (term, l)) in terms.iter_mut().zip(&l[LEVELS..]).enumerate() {
+                *term = TABLES.ln_ratio_weights[i / LEVELS] + priors[i % LEVELS] + l;
+            }
             log_sum_exp(&terms)
         };
-        self.numerator = self.numerator_before + mixture(&now) - mixture(&self.likelihood);
-        let total = log_sum_exp(
-            &(0..LEVELS)
-                .map(|q| ln_weight(q) + support[q])
-                .collect::<Vec<_>>(),
-        );
+        let past = *self.past.0.get_or_insert_with(|| mixture(&self.likelihood));
+        self.numerator = self.numerator_before + mixture(&now) - past;
+        let total = log_sum_exp(&priors);
+        let ln_alpha1 = libm::log(self.alpha1);
         let mut denominator = f64::NEG_INFINITY;
-        for (q, lb) in support.iter().enumerate() {
+        for (now, lb) in now.iter().zip(support) {
             // A level that history excludes still counts, at the price zeta = alpha1.
-            let plausible = total - lb < -libm::log(self.alpha1);
-            denominator = denominator.max(if plausible {
-                now[q]
-            } else {
-                now[q] + libm::log(self.alpha1)
-            });
+            let plausible = total - lb < -ln_alpha1;
+            denominator = denominator.max(if plausible { *now } else { now + ln_alpha1 });
         }
         self.log_e = self.numerator - denominator;
     }
 
-    /// ln of theta0 and of theta0 times each ratio.
-    fn ratios(&self) -> [f64; RATIOS] {
-        std::array::from_fn(|j| {
-            self.ln_theta0
-                + Grid::Rr7
-                    .alternatives()
-                    .get(j.wrapping_sub(1))
-                    .map_or(0.0, |a| libm::log(a.theta))
+    /// Likelihoods of the current block per ratio, spread and node, relative to the greatest over the nodes, and its ln.
+    fn block_likelihoods(&self) -> Block {
+        std::array::from_fn(|i| {
+            if i % SPREADS == 0 {
+                return (self.gains[i][0], [1.0; NODES]);
+            }
+            let max = self.gains[i]
+                .iter()
+                .copied()
+                .fold(f64::NEG_INFINITY, f64::max);
+            (max, self.gains[i].map(|g| libm::exp(g - max)))
         })
     }
 
-    /// Likelihoods of the current block per ratio, spread and node, relative to the greatest over the nodes, and its ln.
-    fn block_likelihoods(&self) -> Vec<(f64, [f64; NODES])> {
-        let relative = |gains: &[f64; NODES]| {
-            let max = gains.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            (max, gains.map(|g| libm::exp(g - max)))
-        };
-        self.gains.iter().map(relative).collect()
-    }
-
     /// C: ln-likelihood of everything so far, per ratio and level.
-    fn likelihood_now(&self, block: &[(f64, [f64; NODES])]) -> Vec<f64> {
-        (0..RATIOS * LEVELS)
-            .map(|i| {
-                let (j, q) = (i / LEVELS, i % LEVELS);
-                if q == 0 {
-                    return self.likelihood[i] + self.gains[j * SPREADS][0];
-                }
-                let (max, weights) = &block[j * SPREADS + level(q).0];
-                let sum: f64 = self.nodes[i].iter().zip(weights).map(|(a, w)| a * w).sum();
-                // Nodes that matter may have no probability left: the likelihood is then nothing that a log can hold.
-                self.likelihood[i] + max + libm::log(sum.max(f64::MIN_POSITIVE))
-            })
-            .collect()
+    fn likelihood_now(&self, block: &Block) -> [f64; RATIOS * LEVELS] {
+        std::array::from_fn(|i| {
+            let (j, q) = (i / LEVELS, i % LEVELS);
+            if q == 0 {
+                return self.likelihood[i] + self.gains[j * SPREADS][0];
+            }
+            let (max, weights) = &block[j * SPREADS + level(q).0];
+            let sum: f64 = self.nodes[i].iter().zip(weights).map(|(a, w)| a * w).sum();
+            // Nodes that matter may have no probability left: the likelihood is then nothing that a log can hold.
+            self.likelihood[i] + max + libm::log(sum.max(f64::MIN_POSITIVE))
+        })
     }
 
     fn close_block(&mut self) {
         let block = self.block_likelihoods();
         let now = self.likelihood_now(&block);
-        let rows: Vec<[[f64; NODES]; NODES]> = PHI
-            .iter()
-            .map(|phi| std::array::from_fn(|i| transition(*phi, i)))
-            .collect();
         for (i, nodes) in self.nodes.iter_mut().enumerate() {
             let (j, q) = (i / LEVELS, i % LEVELS);
             if q == 0 {
@@ -413,11 +418,11 @@ impl AutoRatio {
             let weights: [f64; NODES] = std::array::from_fn(|n| nodes[n] * relative[n]);
             let sum: f64 = weights.iter().sum();
             if sum <= 0.0 {
-                *nodes = stationary();
+                *nodes = TABLES.stationary;
                 continue;
             }
             let mut next = [0.0; NODES];
-            for (weight, row) in weights.iter().zip(&rows[phi]) {
+            for (weight, row) in weights.iter().zip(&TABLES.transitions[phi]) {
                 for (to, share) in next.iter_mut().zip(row) {
                     *to += weight / sum * share;
                 }
@@ -425,10 +430,11 @@ impl AutoRatio {
             *nodes = next;
         }
         self.numerator_before = self.numerator;
-        self.likelihood = now;
+        self.likelihood.copy_from_slice(&now);
         self.gains.fill([0.0; NODES]);
         self.noise.learn(self.groups);
         self.groups = [Counts::default(); 2];
+        self.past = Past(None);
     }
 }
 

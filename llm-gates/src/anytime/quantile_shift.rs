@@ -102,10 +102,8 @@ impl QuantileShift {
         candidate: &Sketch,
         baseline: &Sketch,
     ) -> Result<(Counts, Counts), BadSketch> {
-        let mut past = self.past.clone();
-        past.merge(candidate)?;
-        past.clone_from(&self.past);
-        past.merge(baseline)?;
+        self.past.alike(candidate)?;
+        self.past.alike(baseline)?;
         let mut shown = (Counts::new(candidate.n(), 0), Counts::new(baseline.n(), 0));
         for (i, (process, (q, _))) in self.processes.iter_mut().zip(THRESHOLDS).enumerate() {
             let Some(threshold) = self.past.quantile(q) else {
@@ -130,7 +128,7 @@ impl QuantileShift {
                 shown = (c, b);
             }
         }
-        self.past = past;
+        self.past.merge(baseline)?;
         Ok(shown)
     }
 
