@@ -1,7 +1,9 @@
 //! The interface contract, field by field.
 
 use std::collections::BTreeSet;
-use std::fmt::Debug;
+
+use serde::Serialize;
+use serde_json::Value;
 
 use super::{Action, Change, Detail, Risk, Subject};
 use crate::contract::{Contract, OutputField, OutputSchema};
@@ -176,8 +178,25 @@ fn stated<T: PartialEq>(
     }
 }
 
-fn both<T: Debug>(old: &T, new: &T) -> Vec<Detail> {
-    vec![Detail::Note(format!("{old:?} -> {new:?}"))]
+fn both<T: Serialize>(old: &T, new: &T) -> Vec<Detail> {
+    vec![Detail::Note(format!("{} -> {}", words(old), words(new)))]
+}
+
+/// A value of the contract as a person writes it: texts in quotes, numbers bare, what is absent in words.
+fn words<T: Serialize>(value: &T) -> String {
+    fn of(value: &Value) -> String {
+        match value {
+            Value::Null => "not stated".to_owned(),
+            Value::Object(fields) if fields.is_empty() => "nothing".to_owned(),
+            Value::Object(fields) => {
+                let parts = fields.iter().map(|(name, v)| format!("{name} {}", of(v)));
+                parts.collect::<Vec<_>>().join(", ")
+            }
+            other => other.to_string(),
+        }
+    }
+    // Texts, integers and maps with text keys become values without failing.
+    of(&serde_json::to_value(value).unwrap_or_default())
 }
 
 fn context(old: Option<u64>, new: Option<u64>) -> Option<(Action, Bump, String)> {
@@ -232,8 +251,9 @@ fn tokenizer(old: &Contract, new: &Contract) -> Vec<Detail> {
     let mut details = Vec::new();
     if a.vocabulary_size != b.vocabulary_size {
         details.push(Detail::Note(format!(
-            "vocabulary of {:?} -> {:?} tokens",
-            a.vocabulary_size, b.vocabulary_size
+            "tokens in the vocabulary: {} -> {}",
+            words(&a.vocabulary_size),
+            words(&b.vocabulary_size)
         )));
     }
     details.extend(
@@ -309,4 +329,33 @@ fn breaking(old: &OutputField, new: Option<&OutputField>) -> Option<String> {
         .map(String::as_str)
         .collect();
     (!fresh.is_empty() && !old.types.is_empty()).then(|| format!("can now be {}", fresh.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::EmbeddingSpace;
+
+    #[test]
+    fn values_are_words() {
+        let details = |change: &dyn Fn(&mut Contract, &mut Contract)| {
+            let (mut old, mut new, mut changes) =
+                (Contract::default(), Contract::default(), Vec::new());
+            change(&mut old, &mut new);
+            compare(&old, &new, &mut changes);
+            let details = changes.iter().flat_map(|c| &c.details);
+            details.map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let context =
+            details(&|a, b| (a.context_length, b.context_length) = (Some(320), Some(182)));
+        assert_eq!(context, ["320 -> 182"]);
+        let api = details(&|a, _| a.api = Some("openai-chat/v1".into()));
+        assert_eq!(api, ["\"openai-chat/v1\" -> not stated"]);
+        let space = details(&|_, b| b.embedding_space = Some(EmbeddingSpace::new("one", 8)));
+        assert_eq!(space, ["not stated -> dimensions 8, id \"one\""]);
+        let runtime = details(&|a, _| {
+            a.runtime.insert("vllm".into(), ">=0.9".into());
+        });
+        assert_eq!(runtime, ["vllm \">=0.9\" -> nothing"]);
+    }
 }
