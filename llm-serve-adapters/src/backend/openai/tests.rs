@@ -278,7 +278,7 @@ async fn a_silent_model_is_permanent_and_one_silence_is_not() {
 
 #[tokio::test]
 async fn keys_are_sent_and_shown_nowhere() {
-    let app = Router::new().fallback(async |headers: axum::http::HeaderMap| {
+    let app = Router::new().fallback(async |headers: HeaderMap| {
         let key = headers
             .get("authorization")
             .map_or("none", |v| v.to_str().unwrap())
