@@ -1,6 +1,6 @@
 use super::*;
 use crate::host::ErrorKind;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
