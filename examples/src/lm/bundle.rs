@@ -25,7 +25,7 @@ const NARROW_CONTEXT: usize = 182;
 pub enum Variant {
     /// The version in production.
     Base,
-    /// The same network, trained longer.
+    /// The same network and beginnings, trained longer.
     Better,
     /// [`Variant::Better`], quantised too far.
     Damaged,

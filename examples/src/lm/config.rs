@@ -98,7 +98,7 @@ impl Default for Generation {
         Self {
             temperature: 0.0,
             top_p: 1.0,
-            max_tokens: 64,
+            max_tokens: 128,
             context: 320,
         }
     }

@@ -131,11 +131,9 @@ impl<'a> Generate<'a> {
     }
 
     fn choose(&mut self) -> u16 {
-        let hidden = self.model.network().advance(&mut self.cache, &self.waiting);
-        let last = hidden.len().saturating_sub(self.model.network().width());
-        self.model
-            .network()
-            .logits(hidden.get(last..).unwrap_or_default(), &mut self.logits);
+        let network = self.model.network();
+        let hidden = network.advance_to_last(&mut self.cache, &self.waiting);
+        network.logits(&hidden, &mut self.logits);
         if self.settings.temperature <= 0.0 {
             likeliest(&self.logits)
         } else {

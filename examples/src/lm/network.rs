@@ -86,6 +86,16 @@ impl Network {
     /// state of each, ready for [`Network::logits`]. An id out of range counts
     /// as the zero vector; loading has made sure that the tokenizer has none.
     pub(super) fn advance(&self, cache: &mut Cache, ids: &[u16]) -> Vec<f32> {
+        self.run(cache, ids, false)
+    }
+
+    /// As [`Network::advance`], for the hidden state of the last of `ids` alone:
+    /// the last layer then needs only keys and values of the others.
+    pub(super) fn advance_to_last(&self, cache: &mut Cache, ids: &[u16]) -> Vec<f32> {
+        self.run(cache, ids, true)
+    }
+
+    fn run(&self, cache: &mut Cache, ids: &[u16], only_last: bool) -> Vec<f32> {
         let d = self.config.width;
         let mut stream = Vec::with_capacity(ids.len() * d);
         for &id in ids {
@@ -95,18 +105,26 @@ impl Network {
                 None => stream.resize(stream.len() + d, 0.0),
             }
         }
-        let first = cache.len;
+        let mut first = cache.len;
+        let mut left = self.layers.len();
         let (mut normed, mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut mixed, mut inner, mut delta) = (Vec::new(), Vec::new(), Vec::new());
         for (layer, (keys, values)) in self.layers.iter().zip(&mut cache.layers) {
             self.normalise(&stream, &layer.norm_attention, &mut normed);
-            layer.query.apply(&normed, &mut q);
             layer.key.apply(&normed, &mut k);
             layer.value.apply(&normed, &mut v);
-            self.rotate(&mut q, first);
             self.rotate(&mut k, first);
             keys.extend_from_slice(&k);
             values.extend_from_slice(&v);
+            left -= 1;
+            if only_last && left == 0 && !ids.is_empty() {
+                first += ids.len() - 1;
+                let others = stream.len() - d;
+                stream.drain(..others);
+                normed.drain(..others);
+            }
+            layer.query.apply(&normed, &mut q);
+            self.rotate(&mut q, first);
             self.attend(&q, keys, values, first, &mut mixed);
             layer.output.apply(&mixed, &mut delta);
             add_scaled(&mut stream, 1.0, &delta);
@@ -128,11 +146,6 @@ impl Network {
     /// The scores of every next token, for each hidden state.
     pub(super) fn logits(&self, hidden: &[f32], out: &mut Vec<f32>) {
         self.unembedding.apply(hidden, out);
-    }
-
-    /// The width of one hidden state.
-    pub(super) fn width(&self) -> usize {
-        self.config.width
     }
 
     fn normalise(&self, rows: &[f32], gain: &[f32], out: &mut Vec<f32>) {
@@ -276,6 +289,8 @@ mod tests {
                 rest = later;
             }
             prop_assert_eq!(rest.len(), 0);
+            let last = NETWORK.advance_to_last(&mut NETWORK.cache(), &ids);
+            prop_assert_eq!(&last[..], &whole[whole.len() - last.len()..]);
             prop_assert_eq!(whole, stepped);
         }
     }

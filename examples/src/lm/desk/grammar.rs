@@ -131,7 +131,6 @@ fn value(rng: &mut SplitMix64, slot: &str, own: Option<&Drawn>) -> String {
     match slot {
         "goods" => order(rng).goods,
         "items" => item(rng).1.to_owned(),
-        "item" => item(rng).0.to_owned(),
         "city" => rng.pick(&words::CITIES).to_owned(),
         "name" => rng.pick(&words::NAMES).to_owned(),
         "small" => (2 + rng.below(18)).to_string(),
