@@ -6,6 +6,7 @@
 mod auto_ratio;
 mod betting;
 mod boundary;
+mod capped_means;
 mod detector;
 mod mismatch;
 mod one_sample;
@@ -21,6 +22,7 @@ pub use boundary::{
     BetaBinomialMixture, NormalMixture, asymptotic_half_width, beta_binomial_one_sided,
     beta_binomial_two_sided, proportion_sequence,
 };
+pub use capped_means::CappedMeans;
 pub use detector::RateDetector;
 pub use mismatch::Mismatch;
 pub use one_sample::{EventRate, Sign, Slo};

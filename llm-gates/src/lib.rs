@@ -35,8 +35,8 @@ mod verdict;
 pub use counts::{BadCounts, Counts};
 pub use limits::{Breach, Decision, Limit, decide};
 pub use live::{
-    Arm, BadGatePlan, BadWindow, Evidence, Exposed, GateEvidence, GatePlan, Increment, Judgement,
-    LiveGate, PassWhen, Window,
+    Arm, BadGatePlan, BadWindow, Direction, Evidence, Exposed, GateEvidence, GatePlan, Increment,
+    Judgement, LiveGate, PassWhen, Window,
 };
 pub use moments::Moments;
 pub use rate_ratio::{Alternative, BadRateRatio, Grid, RateRatio};

@@ -1,13 +1,17 @@
 //! Live evidence: what increments of both arms say, at any number of looks, under one false-alarm budget.
 
+mod embedding;
 mod evidence;
+mod gain;
 mod metric;
 mod plan;
 mod window;
 
 pub use evidence::{Evidence, GateEvidence, Judgement};
-pub use plan::{BadGatePlan, GatePlan, LiveGate, PassWhen};
+pub use plan::{BadGatePlan, Direction, GatePlan, LiveGate, PassWhen};
 pub use window::{Arm, BadWindow, Exposed, Increment, Window};
 
+#[cfg(test)]
+mod kind_tests;
 #[cfg(test)]
 mod tests;

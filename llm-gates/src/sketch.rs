@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::Counts;
+use crate::anytime::Scores;
 use crate::fixed::QuantileEstimate;
 use crate::numbers::whole;
 
@@ -41,6 +42,14 @@ struct Raw {
     zeros: u64,
     first: u32,
     counts: Vec<u64>,
+}
+
+/// What a value is taken to be within its bucket.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Within {
+    Lower,
+    Middle,
+    Upper,
 }
 
 /// What a sketch cannot take.
@@ -322,6 +331,27 @@ impl Sketch {
             n,
             k: if threshold < 0.0 { n } else { k },
         }
+    }
+
+    /// Sums of the values in units of a cap above 0, none counting for more than 1.
+    pub(crate) fn capped(&self, cap: f64, within: Within) -> Scores {
+        let mut scores = Scores {
+            n: self.n(),
+            ..Scores::default()
+        };
+        for (bucket, count) in self.buckets() {
+            if count > 0 {
+                let value = match within {
+                    Within::Lower => self.edge(bucket),
+                    Within::Middle => self.middle(bucket),
+                    Within::Upper => self.edge(bucket + 1),
+                };
+                let (x, k) = ((value / cap).min(1.0), count as f64);
+                scores.sum += k * x;
+                scores.square += k * x * x;
+            }
+        }
+        scores
     }
 
     /// From a classic Prometheus histogram: upper bounds (the last may be infinite) with cumulative counts. Every value counts as its bucket's upper bound, so that no latency looks

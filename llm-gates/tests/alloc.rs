@@ -7,7 +7,9 @@
 
 use std::time::Instant;
 
-use llm_gates::anytime::{AutoRatio, BoundedMeans, EProcess, History, QuantileShift, Scores};
+use llm_gates::anytime::{
+    AutoRatio, BoundedMeans, CappedMeans, EProcess, History, QuantileShift, Scores,
+};
 use llm_gates::{Counts, Grid, RateRatio, Sketch};
 
 /// Allocations of `looks` calls after a few that warm up, and nanoseconds of the quickest of twenty rounds.
@@ -34,6 +36,7 @@ fn looks_do_not_allocate() {
     }
     let mut means = BoundedMeans::new(0.0).unwrap();
     let mut shift = QuantileShift::new(0.0, 5).unwrap();
+    let mut capped = CappedMeans::new(0.0, 5).unwrap();
     let sketch = |seed: u32| {
         let mut sketch = Sketch::default();
         for i in 0..200 {
@@ -70,6 +73,13 @@ fn looks_do_not_allocate() {
             cost(200, |t| {
                 let one = &sketches[usize::try_from(t % 3).unwrap()];
                 shift.observe(one, &sketches[0]).unwrap();
+            }),
+        ),
+        (
+            "CappedMeans",
+            cost(200, |t| {
+                let one = &sketches[usize::try_from(t % 3).unwrap()];
+                let _ = capped.observe(one, &sketches[0]).unwrap();
             }),
         ),
     ];

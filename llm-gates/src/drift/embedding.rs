@@ -67,13 +67,39 @@ pub fn mmd_rbf(x: &[Vec<f64>], y: &[Vec<f64>], gamma: f64) -> Result<(f64, f64),
     Ok((unbiased, biased))
 }
 
-/// Random Fourier features (Rahimi and Recht 2007) of the kernel exp(-gamma |x - y|^2): a fixed map, drawn from a seed, under which mean discrepancies are differences of means.
+/// Random Fourier features (Rahimi and Recht 2007) of the kernel exp(-gamma |x - y|^2): a fixed map, drawn from a seed, under which mean discrepancies are differences of means. Saved as its
+/// parameters and drawn again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Drawn", into = "Drawn")]
 pub struct RandomFeatures {
+    drawn: Drawn,
     dimension: usize,
     /// Frequencies, `features` rows of `dimension`, and phases.
     frequencies: Vec<f64>,
     phases: Vec<f64>,
+}
+
+/// What a map is drawn from.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Drawn {
+    dimension: usize,
+    features: usize,
+    gamma: f64,
+    seed: u64,
+}
+
+impl TryFrom<Drawn> for RandomFeatures {
+    type Error = BadSample;
+
+    fn try_from(d: Drawn) -> Result<Self, BadSample> {
+        Self::new(d.dimension, d.features, d.gamma, d.seed)
+    }
+}
+
+impl From<RandomFeatures> for Drawn {
+    fn from(features: RandomFeatures) -> Self {
+        features.drawn
+    }
 }
 
 /// Splitmix64 (Steele, Lea and Flood 2014).
@@ -122,6 +148,12 @@ impl RandomFeatures {
             .map(|_| std::f64::consts::TAU * next(&mut state))
             .collect();
         Ok(Self {
+            drawn: Drawn {
+                dimension,
+                features,
+                gamma,
+                seed,
+            },
             dimension,
             frequencies,
             phases,

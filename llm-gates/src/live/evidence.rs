@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::metric::{Gain, Kind, MetricEvidence, Slice, Tolerated};
-use super::{Arm, BadWindow, GatePlan, PassWhen, Window};
+use super::gain::{Gain, Kind, others};
+use super::metric::{MetricEvidence, Slice, Tolerated, suits};
+use super::{Arm, BadWindow, Direction, GatePlan, LiveGate, Window};
 use crate::anytime::{AutoRatio, History};
 use crate::fixed::BadSample;
 use crate::numbers::log_sum_exp;
@@ -38,13 +39,17 @@ pub struct Evidence {
 pub struct GateEvidence {
     /// Name of the metric.
     pub metric: String,
+    /// Unit of the metric, where the plan states one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
     /// Share of the rollback budget.
     pub weight: f64,
     /// ln of the evidence against "no harm beyond the margin".
     pub log_e: f64,
-    /// All counts of the candidate.
+    /// All counts of the candidate, as they came in: requests and events; for latencies those above the baseline's earlier 99th percentile; for comparisons and pairs the losses and negative flips; 0
+    /// events for amounts and drift.
     pub candidate: Counts,
-    /// All counts of the baseline.
+    /// All counts of the baseline; for comparisons and pairs the wins and positive flips.
     pub baseline: Counts,
     /// Ratio of the rates, stratified by window (Mantel and Haenszel 1959), for display; `None` while the baseline has no event.
     pub ratio: Option<f64>,
@@ -131,6 +136,13 @@ impl Evidence {
             metric: metric.to_owned(),
             arm: Arm::Baseline,
             source,
+        };
+        for group in groups {
+            group.check().map_err(counts)?;
+        }
+        let groups = match gate.direction {
+            Direction::GreaterIsWorse => groups,
+            Direction::GreaterIsBetter => groups.map(others),
         };
         if let Some(auto) = self.history.get_mut(metric) {
             return auto.learn(groups).map_err(counts);
@@ -222,13 +234,13 @@ impl Evidence {
         self.end = window.to;
         for gate in &plan.gates {
             let tolerated = Tolerated {
-                users: self.users(&gate.metric),
+                users: self.users(gate),
                 at: window.from,
             };
             let gain = window
                 .metrics
                 .get(&gate.metric)
-                .and_then(|i| Gain::of(&gate.metric, i).ok());
+                .and_then(|i| Gain::of(&gate.metric, i).ok()?.toward(gate.direction));
             if let (Some(metric), Some(gain)) = (self.metrics.get_mut(&gate.metric), gain) {
                 metric.ask(&plan.pass);
                 metric.observe(&gain, tolerated);
@@ -238,11 +250,14 @@ impl Evidence {
     }
 
     /// Bounds of the ratio that the exposed users alone may cause.
-    fn users(&self, metric: &str) -> (f64, f64) {
+    fn users(&self, gate: &LiveGate) -> (f64, f64) {
         let slice = self
             .share
-            .and_then(|share| self.slices.get(metric)?.get(&share));
-        slice.map_or((1.0, 1.0), Slice::bounds)
+            .and_then(|share| self.slices.get(&gate.metric)?.get(&share));
+        match (slice, self.metrics.get(&gate.metric)) {
+            (Some(slice), Some(metric)) => slice.tolerated(gate.direction, metric.kind),
+            _ => (1.0, 1.0),
+        }
     }
 
     /// Everything that can be wrong with a window, before anything changes; returns the metrics that it is the first window of.
@@ -302,17 +317,15 @@ impl Evidence {
             let gain = gains
                 .get(gate.metric.as_str())
                 .ok_or_else(|| BadWindow::Missing { metric: metric() })?;
-            let unsuited = || BadWindow::Scores {
-                metric: metric(),
-                source: BadSample::Parameter {
-                    name: "margin",
-                    value: gate.margin,
-                    range: "be a difference of means below 1",
-                },
-            };
+            gain.toward(gate.direction)
+                .ok_or_else(|| BadWindow::Directed { metric: metric() })?;
+            suits(gate, &plan.pass, gain.kind())?;
             match self.metrics.get(&gate.metric) {
                 Some(saved) if saved.kind != gain.kind() => {
                     return Err(BadWindow::Kind { metric: metric() });
+                }
+                Some(saved) if saved.direction != gate.direction => {
+                    return Err(BadWindow::Turned { metric: metric() });
                 }
                 Some(saved) => {
                     if let Some((then, now)) = saved.changed(gate, &plan.pass) {
@@ -321,12 +334,6 @@ impl Evidence {
                             then,
                             now,
                         });
-                    }
-                    if let PassWhen::NonInferior { margin, .. } = plan.pass
-                        && saved.kind == Kind::Score
-                        && margin >= 1.0
-                    {
-                        return Err(unsuited());
                     }
                 }
                 None => {
@@ -338,7 +345,14 @@ impl Evidence {
                         });
                     }
                     let new = MetricEvidence::new(gate, &plan.pass, gain.kind(), learnt)
-                        .ok_or_else(unsuited)?;
+                        .ok_or_else(|| BadWindow::Scores {
+                            metric: metric(),
+                            source: BadSample::Parameter {
+                                name: "margin",
+                                value: gate.margin,
+                                range: "suit a test of this kind",
+                            },
+                        })?;
                     fresh.push((metric(), new));
                 }
             }
@@ -385,9 +399,10 @@ impl Evidence {
             }
             all_pass &= passes && !(failed && gate.action == Action::Hold);
             samples = samples.min(metric.samples);
-            let users = self.users(&gate.metric).1;
+            let users = self.users(gate).1;
             gates.push(GateEvidence {
                 metric: gate.metric.clone(),
+                unit: gate.unit.clone(),
                 weight: gate.weight,
                 log_e,
                 candidate: metric.candidate,

@@ -2,10 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Arm, BadWindow, Exposed, Increment, LiveGate, PassWhen};
-use crate::anytime::{AutoRatio, BoundedMeans, EProcess, QuantileShift, Scores};
+use super::embedding::Embeddings;
+use super::gain::{Data, Gain, Kind, others};
+use super::{BadWindow, Direction, LiveGate, PassWhen};
+use crate::anytime::{AutoRatio, BoundedMeans, CappedMeans, EProcess, QuantileShift};
+use crate::drift::CategoryDrift;
 use crate::fixed::BadSample;
-use crate::{Action, BadCounts, BadSketch, Counts, Grid, RateRatio, Sketch};
+use crate::{Action, Counts, Grid, RateRatio};
 
 /// Length of a block of [`AutoRatio`], ms.
 const BLOCK: u64 = 300_000;
@@ -18,6 +21,9 @@ pub(super) enum Process {
     Auto(Box<AutoRatio>),
     Means(BoundedMeans),
     Quantiles(Box<QuantileShift>),
+    Capped(Box<CappedMeans>),
+    Categories(CategoryDrift),
+    Embeddings(Box<Embeddings>),
 }
 
 impl Process {
@@ -27,169 +33,9 @@ impl Process {
             Self::Auto(p) => p.log_e(),
             Self::Means(p) => p.log_e(),
             Self::Quantiles(p) => p.log_e(),
-        }
-    }
-}
-
-/// What kind of test an increment needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Kind {
-    Rate,
-    Exposure,
-    Score,
-    /// With the precision of the sketches.
-    Latency(u8),
-}
-
-/// What a test takes.
-#[derive(Debug, Clone, Copy)]
-enum Data<'a> {
-    /// Groups of the baseline.
-    Counts([Counts; 2]),
-    Exposed(Exposed, Exposed),
-    Scores(Scores, Scores),
-    Sketches(&'a Sketch, &'a Sketch),
-}
-
-/// An increment, whatever its kind, as counts for display and as what its test takes.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Gain<'a> {
-    pub(super) candidate: Counts,
-    pub(super) baseline: Counts,
-    data: Data<'a>,
-}
-
-/// Sums as counts: whole events, rounded down.
-fn display(scores: Scores) -> Counts {
-    Counts {
-        n: scores.n,
-        k: crate::numbers::whole(scores.sum).min(scores.n),
-    }
-}
-
-impl<'a> Gain<'a> {
-    pub(super) fn of(metric: &str, increment: &'a Increment) -> Result<Self, BadWindow> {
-        let bad = |arm, source| BadWindow::Counts {
-            metric: metric.to_owned(),
-            arm,
-            source,
-        };
-        let checked = |arm: Arm, counts: Counts| {
-            counts
-                .check()
-                .map(|()| counts)
-                .map_err(|source| bad(arm, source))
-        };
-        Ok(match increment {
-            &Increment::Binary {
-                candidate,
-                baseline,
-            } => Self {
-                candidate: checked(Arm::Candidate, candidate)?,
-                baseline: checked(Arm::Baseline, baseline)?,
-                data: Data::Counts([baseline, Counts::default()]),
-            },
-            &Increment::Grouped {
-                candidate,
-                baseline: [one, two],
-            } => {
-                checked(Arm::Baseline, one)?;
-                checked(Arm::Baseline, two)?;
-                let sum = one.plus(two).map_err(|source| bad(Arm::Baseline, source))?;
-                Self {
-                    candidate: checked(Arm::Candidate, candidate)?,
-                    baseline: sum,
-                    data: Data::Counts([one, two]),
-                }
-            }
-            &Increment::Events {
-                candidate,
-                baseline,
-            } => {
-                let unfit = |exposure: f64| BadWindow::Scores {
-                    metric: metric.to_owned(),
-                    source: BadSample::Parameter {
-                        name: "exposure",
-                        value: exposure,
-                        range: "be finite and not negative",
-                    },
-                };
-                for exposure in [candidate.exposure, baseline.exposure] {
-                    if !(exposure >= 0.0 && exposure.is_finite()) {
-                        return Err(unfit(exposure));
-                    }
-                }
-                let counts = |e: Exposed| Counts {
-                    n: crate::numbers::whole(e.exposure),
-                    k: e.events,
-                };
-                Self {
-                    candidate: counts(candidate),
-                    baseline: counts(baseline),
-                    data: Data::Exposed(candidate, baseline),
-                }
-            }
-            Increment::Latency {
-                candidate,
-                baseline,
-            } => {
-                let (ours, theirs) = (baseline.precision(), candidate.precision());
-                if ours != theirs {
-                    return Err(BadWindow::Sketch {
-                        metric: metric.to_owned(),
-                        source: BadSketch::Unlike { ours, theirs },
-                    });
-                }
-                let counts = |s: &Sketch| Counts { n: s.n(), k: 0 };
-                Self {
-                    candidate: counts(candidate),
-                    baseline: counts(baseline),
-                    data: Data::Sketches(candidate, baseline),
-                }
-            }
-            &Increment::Scores {
-                candidate,
-                baseline,
-            } => {
-                for scores in [candidate, baseline] {
-                    scores.check().map_err(|source| BadWindow::Scores {
-                        metric: metric.to_owned(),
-                        source,
-                    })?;
-                }
-                Self {
-                    candidate: display(candidate),
-                    baseline: display(baseline),
-                    data: Data::Scores(candidate, baseline),
-                }
-            }
-            Increment::Compared(c) => {
-                let n = [c.ties, c.losses]
-                    .iter()
-                    .try_fold(c.wins, |sum, k| sum.checked_add(*k))
-                    .ok_or_else(|| bad(Arm::Candidate, BadCounts::Overflow))?;
-                let (ties, n_real) = (c.ties as f64, n as f64);
-                let scores = |k: u64| Scores {
-                    n,
-                    sum: (k as f64 + 0.5 * ties).min(n_real),
-                    square: (k as f64 + 0.25 * ties).min(n_real),
-                };
-                Self {
-                    candidate: Counts::new(n, c.losses),
-                    baseline: Counts::new(n, c.wins),
-                    data: Data::Scores(scores(c.losses), scores(c.wins)),
-                }
-            }
-        })
-    }
-
-    pub(super) const fn kind(&self) -> Kind {
-        match self.data {
-            Data::Counts(_) => Kind::Rate,
-            Data::Exposed(..) => Kind::Exposure,
-            Data::Scores(..) => Kind::Score,
-            Data::Sketches(sketch, _) => Kind::Latency(sketch.precision()),
+            Self::Capped(p) => p.log_e(),
+            Self::Categories(p) => p.log_e(),
+            Self::Embeddings(p) => p.log_e(),
         }
     }
 }
@@ -202,6 +48,23 @@ pub(super) struct Slice {
 }
 
 impl Slice {
+    /// What the users' share of a metric's null hypothesis is where `direction` says what is worse.
+    pub(super) fn tolerated(&self, direction: Direction, kind: Kind) -> (f64, f64) {
+        match (direction, kind) {
+            (_, Kind::Paired | Kind::Categories(_) | Kind::Embedding(_)) => (1.0, 1.0),
+            (Direction::GreaterIsWorse, _) => self.bounds(),
+            (Direction::GreaterIsBetter, Kind::Rate) => Self {
+                candidate: others(self.candidate),
+                baseline: others(self.baseline),
+            }
+            .bounds(),
+            (Direction::GreaterIsBetter, _) => {
+                let (least, most) = self.bounds();
+                (1.0 / most, 1.0 / least)
+            }
+        }
+    }
+
     /// 95 % bounds of the ratio of the rates, from below at most 1 and from above at least 1: what the slices differ by may go either way.
     pub(super) fn bounds(&self) -> (f64, f64) {
         if self.candidate.n == 0 || self.baseline.n == 0 {
@@ -235,6 +98,8 @@ pub(super) struct MetricEvidence {
     pub(super) samples: u64,
     /// Sums over windows (Mantel and Haenszel 1959): k_c n_b / n and k_b n_c / n.
     mantel_haenszel: (f64, f64),
+    #[serde(default, skip_serializing_if = "Direction::is_default")]
+    pub(super) direction: Direction,
     /// Tolerated harm, and harm to be excluded, that the evidence was gathered against.
     margin: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -242,6 +107,45 @@ pub(super) struct MetricEvidence {
     harm: Process,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     no_harm: Option<Process>,
+}
+
+/// Refuses a gate that suits no test of this kind of metric.
+pub(super) fn suits(gate: &LiveGate, pass: &PassWhen, kind: Kind) -> Result<(), BadWindow> {
+    let metric = || gate.metric.clone();
+    let margin = |value, range| {
+        Err(BadWindow::Scores {
+            metric: metric(),
+            source: BadSample::Parameter {
+                name: "margin",
+                value,
+                range,
+            },
+        })
+    };
+    let asked = match *pass {
+        PassWhen::NonInferior { margin, .. } => Some(margin),
+        PassWhen::NoEvidenceOfHarm { .. } => None,
+    };
+    if kind == Kind::Score
+        && let Some(value) = [Some(gate.margin), asked]
+            .into_iter()
+            .flatten()
+            .find(|m| *m >= 1.0)
+    {
+        return margin(value, "be a difference of means below 1");
+    }
+    if let Kind::Embedding(_) = kind
+        && gate.margin > 0.0
+    {
+        return margin(gate.margin, "be 0: a drift of embeddings has no size");
+    }
+    if let Kind::Categories(_) | Kind::Embedding(_) = kind
+        && asked.is_some()
+        && gate.action != Action::Warn
+    {
+        return Err(BadWindow::NoTest { metric: metric() });
+    }
+    Ok(())
 }
 
 impl MetricEvidence {
@@ -254,12 +158,21 @@ impl MetricEvidence {
     ) -> Option<Self> {
         let harm = match (kind, learnt) {
             (Kind::Rate, Some(auto)) => Process::Auto(Box::new(auto)),
-            (Kind::Rate | Kind::Exposure, _) => {
+            (Kind::Rate | Kind::Exposure | Kind::Paired, _) => {
                 Process::Ratio(RateRatio::new(1.0 + gate.margin, Grid::Rr7).ok()?)
             }
             (Kind::Score, _) => Process::Means(BoundedMeans::new(gate.margin).ok()?),
             (Kind::Latency(precision), _) => {
                 Process::Quantiles(Box::new(QuantileShift::new(gate.margin, precision).ok()?))
+            }
+            (Kind::Amount(precision), _) => {
+                Process::Capped(Box::new(CappedMeans::new(gate.margin, precision).ok()?))
+            }
+            (Kind::Categories(count), _) => {
+                Process::Categories(CategoryDrift::new(count, gate.margin).ok()?)
+            }
+            (Kind::Embedding(dimension), _) => {
+                Process::Embeddings(Box::new(Embeddings::new(dimension)))
             }
         };
         let mut metric = Self {
@@ -268,6 +181,7 @@ impl MetricEvidence {
             baseline: Counts::default(),
             samples: 0,
             mantel_haenszel: (0.0, 0.0),
+            direction: gate.direction,
             margin: gate.margin,
             excluded: None,
             harm,
@@ -278,17 +192,25 @@ impl MetricEvidence {
 
     /// Starts the test of no harm where this stage asks for it and no earlier one did; false where its margin suits no test of this kind.
     pub(super) fn ask(&mut self, pass: &PassWhen) -> bool {
-        if let (PassWhen::NonInferior { margin, .. }, None) = (*pass, self.excluded) {
+        if let (PassWhen::NonInferior { margin, .. }, None) = (*pass, self.excluded)
+            && !matches!(self.kind, Kind::Categories(_) | Kind::Embedding(_))
+        {
             self.excluded = Some(margin);
             // The same kernel with the arms swapped.
             self.no_harm = match self.kind {
-                Kind::Rate | Kind::Exposure => RateRatio::new(1.0 / (1.0 + margin), Grid::Rr7)
-                    .ok()
-                    .map(Process::Ratio),
+                Kind::Rate | Kind::Exposure | Kind::Paired => {
+                    RateRatio::new(1.0 / (1.0 + margin), Grid::Rr7)
+                        .ok()
+                        .map(Process::Ratio)
+                }
                 Kind::Score => BoundedMeans::new(-margin).ok().map(Process::Means),
                 Kind::Latency(precision) => QuantileShift::no_worse(margin, precision)
                     .ok()
                     .map(|p| Process::Quantiles(Box::new(p))),
+                Kind::Amount(precision) => CappedMeans::no_worse(margin, precision)
+                    .ok()
+                    .map(|p| Process::Capped(Box::new(p))),
+                Kind::Categories(_) | Kind::Embedding(_) => None,
             };
             return self.no_harm.is_some();
         }
@@ -312,36 +234,50 @@ impl MetricEvidence {
             mut candidate,
             mut baseline,
             data,
+            ..
         } = *gain;
         let (least, most) = tolerated.users;
+        let mut shown = None;
         match (&mut self.harm, data) {
-            (Process::Ratio(p), Data::Counts(_)) => {
+            (Process::Ratio(p), Data::Counts(c, b, _) | Data::Paired(c, b)) => {
                 let _ = p.set_theta0((1.0 + self.margin) * most);
-                p.observe(candidate, baseline);
+                p.observe(c, b);
             }
             (Process::Ratio(p), Data::Exposed(c, b)) => {
                 let _ = p.set_theta0((1.0 + self.margin) * most);
                 let _ = p.observe_exposure((c.events, c.exposure), (b.events, b.exposure));
             }
-            (Process::Auto(p), Data::Counts(groups)) => {
+            (Process::Auto(p), Data::Counts(c, _, groups)) => {
                 let _ = p.set_theta0((1.0 + self.margin) * most);
-                let _ = p.observe(tolerated.at / BLOCK, candidate, groups);
+                let _ = p.observe(tolerated.at / BLOCK, c, groups);
             }
             (Process::Means(p), Data::Scores(c, b)) => {
                 let _ = p.observe(c, b);
             }
             (Process::Quantiles(p), Data::Sketches(c, b)) => {
                 let _ = p.set_theta0(most);
-                if let Ok(shown) = p.observe(c, b) {
-                    (candidate, baseline) = shown;
+                if let Ok((worse, than)) = p.observe(c, b) {
+                    (candidate, baseline) = match self.direction {
+                        Direction::GreaterIsWorse => (worse, than),
+                        Direction::GreaterIsBetter => (than, worse),
+                    };
                 }
+            }
+            (Process::Capped(p), Data::Amounts(c, b)) => {
+                shown = p.observe(c, b).unwrap_or_default();
+            }
+            (Process::Categories(p), Data::Categories(c, b)) => {
+                let _ = p.observe(c, b);
+            }
+            (Process::Embeddings(p), Data::Embeddings(_, c, b)) => {
+                let _ = p.observe(c, b);
             }
             _ => {}
         }
         match (&mut self.no_harm, data, self.excluded) {
-            (Some(Process::Ratio(p)), Data::Counts(_), Some(margin)) => {
+            (Some(Process::Ratio(p)), Data::Counts(c, b, _) | Data::Paired(c, b), Some(margin)) => {
                 let _ = p.set_theta0(1.0 / ((1.0 + margin) * least));
-                p.observe(baseline, candidate);
+                p.observe(b, c);
             }
             (Some(Process::Ratio(p)), Data::Exposed(c, b), Some(margin)) => {
                 let _ = p.set_theta0(1.0 / ((1.0 + margin) * least));
@@ -352,6 +288,9 @@ impl MetricEvidence {
             }
             (Some(Process::Quantiles(p)), Data::Sketches(c, b), _) => {
                 let _ = p.set_theta0(1.0 / least);
+                let _ = p.observe(c, b);
+            }
+            (Some(Process::Capped(p)), Data::Amounts(c, b), _) => {
                 let _ = p.observe(c, b);
             }
             _ => {}
@@ -369,10 +308,12 @@ impl MetricEvidence {
         }
         if candidate.n > 0 && baseline.n > 0 {
             let (n_c, n_b) = (candidate.n as f64, baseline.n as f64);
-            let (above, below) = if let Data::Scores(c, b) = data {
-                (c.sum, b.sum)
-            } else {
-                (candidate.k as f64, baseline.k as f64)
+            let (above, below) = match (data, shown, self.direction) {
+                (Data::Scores(c, b), _, Direction::GreaterIsWorse) => (c.sum, b.sum),
+                (Data::Scores(c, b), _, Direction::GreaterIsBetter) => (n_c - c.sum, n_b - b.sum),
+                (_, Some((c, b)), Direction::GreaterIsWorse) => (c, b),
+                (_, Some((c, b)), Direction::GreaterIsBetter) => (b, c),
+                _ => (candidate.k as f64, baseline.k as f64),
             };
             self.mantel_haenszel.0 += above * n_b / (n_c + n_b);
             self.mantel_haenszel.1 += below * n_c / (n_c + n_b);
@@ -387,7 +328,7 @@ impl MetricEvidence {
     pub(super) const fn alpha1(&self) -> f64 {
         match &self.harm {
             Process::Auto(p) => p.alpha1(),
-            Process::Ratio(_) | Process::Means(_) | Process::Quantiles(_) => 0.0,
+            _ => 0.0,
         }
     }
 

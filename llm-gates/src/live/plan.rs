@@ -7,6 +7,29 @@ use thiserror::Error;
 
 use crate::Action;
 
+/// What is worse.
+#[expect(clippy::exhaustive_enums, reason = "a number has two directions")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Errors, latencies, toxicity.
+    #[default]
+    GreaterIsWorse,
+    /// Solved tasks, ratings, tokens per second. Of requests, those without the event are counted, and scores x are taken as 1 - x, so the margin is about these; of events in exposure, latencies and
+    /// amounts, the margin is how many times as great the baseline's may be.
+    GreaterIsBetter,
+}
+
+impl Direction {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "the signature that serde asks for"
+    )]
+    pub(super) const fn is_default(&self) -> bool {
+        matches!(self, Self::GreaterIsWorse)
+    }
+}
+
 /// A metric that is watched while the candidate serves.
 #[expect(
     clippy::exhaustive_structs,
@@ -15,7 +38,7 @@ use crate::Action;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LiveGate {
-    /// Name of the metric, as in [`crate::Window::metrics`]. The event counted is the bad one.
+    /// Name of the metric, as in [`crate::Window::metrics`].
     pub metric: String,
     /// Share of the rollback budget, in (0, 1]. The weights of all rollback gates sum to at most 1; others have a budget of their own.
     pub weight: f64,
@@ -25,6 +48,12 @@ pub struct LiveGate {
     /// What evidence of harm does: rollback (where not written), hold or warn.
     #[serde(default = "rollback")]
     pub action: Action,
+    /// What is worse: the greater (where not written) or the smaller. Comparisons, pairs and drift say that themselves.
+    #[serde(default, skip_serializing_if = "Direction::is_default")]
+    pub direction: Direction,
+    /// The metric's unit, for display: `ms`, `tokens`, `EUR`. At most 32 characters, none of them a control character.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
 }
 
 fn rollback() -> Action {
@@ -32,13 +61,15 @@ fn rollback() -> Action {
 }
 
 impl LiveGate {
-    /// A gate.
+    /// A gate on a metric of which the greater is worse.
     pub fn new(metric: impl Into<String>, weight: f64, margin: f64, action: Action) -> Self {
         Self {
             metric: metric.into(),
             weight,
             margin,
             action,
+            direction: Direction::GreaterIsWorse,
+            unit: None,
         }
     }
 }
@@ -164,6 +195,12 @@ pub enum BadGatePlan {
         /// Whether 0 is refused too.
         positive: bool,
     },
+    /// A unit that is none.
+    #[error("the unit of `{metric}` is not 1 to 32 characters that can be shown")]
+    Unit {
+        /// The metric.
+        metric: String,
+    },
     /// An action that a live gate cannot take.
     #[error("the gate on `{metric}` would {action}: a live gate can rollback, hold or warn")]
     Action {
@@ -226,6 +263,13 @@ impl GatePlan {
                     margin: gate.margin,
                     positive: false,
                 });
+            }
+            if let Some(unit) = &gate.unit
+                && (unit.is_empty()
+                    || unit.chars().count() > 32
+                    || unit.chars().any(char::is_control))
+            {
+                return Err(BadGatePlan::Unit { metric: metric() });
             }
             if gate.action == Action::Rollback {
                 sum += gate.weight;

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::anytime::Scores;
 use crate::fixed::BadSample;
-use crate::quality::Comparisons;
+use crate::quality::{Comparisons, Flips};
 use crate::{BadCounts, BadGatePlan, BadSketch, Counts, Sketch};
 
 /// What one metric gained in one window, per arm.
@@ -53,6 +53,35 @@ pub enum Increment {
     },
     /// Answers of both arms compared in pairs; margins are absolute differences between the shares of losses and of wins, below 1.
     Compared(Comparisons),
+    /// The same questions answered by both arms, graded right or wrong: only the questions on which they disagree tell anything. Margins are relative: 0.1 tolerates 1.1 negative flips for each
+    /// positive one.
+    Paired(Flips),
+    /// Positive amounts of which the mean matters and the tail is heavy (tokens, cost), greater meaning worse. Both arms with one precision. Margins are relative; see
+    /// [`crate::anytime::CappedMeans`].
+    Amounts {
+        /// The candidate's amounts.
+        candidate: Sketch,
+        /// The baseline's amounts.
+        baseline: Sketch,
+    },
+    /// Counts per category (intent, language, finish reason), 2 to 10,000 categories in one order; any difference of the mix is harm beyond the margin, the factor by which shares may differ. Drift
+    /// has no test of no harm, and slices of users do not enter it.
+    Categories {
+        /// The candidate's counts.
+        candidate: Vec<u64>,
+        /// The baseline's counts.
+        baseline: Vec<u64>,
+    },
+    /// Vectors of answers or requests, at most 10,000 per arm; any difference of the distributions is harm, so the margin is 0. The first window with two vectors of the baseline only teaches the kernel's
+    /// width. Drift has no test of no harm, and slices of users do not enter it.
+    Embeddings {
+        /// Numbers in each vector, 1 to 65,536.
+        dimension: usize,
+        /// The candidate's vectors.
+        candidate: Vec<Vec<f64>>,
+        /// The baseline's vectors.
+        baseline: Vec<Vec<f64>>,
+    },
 }
 
 /// Events that happened in some exposure.
@@ -169,13 +198,35 @@ pub enum BadWindow {
         /// The metric.
         metric: String,
     },
-    /// Scores that cannot be, or a margin that scores cannot have.
+    /// Values that cannot be, or a margin that the metric's kind cannot have.
     #[error("`{metric}`: {source}")]
     Scores {
         /// The metric.
         metric: String,
         /// What is wrong with them.
         source: BadSample,
+    },
+    /// A stage that asks for what no test can show.
+    #[error(
+        "the stage passes on evidence of no harm, and drift of `{metric}` has no test of that: let its gate warn, or the stage pass by `no_evidence_of_harm`"
+    )]
+    NoTest {
+        /// The metric.
+        metric: String,
+    },
+    /// A direction where the increment itself says what is worse.
+    #[error(
+        "`{metric}` says itself what is worse (losses, negative flips, drift): leave out `direction`"
+    )]
+    Directed {
+        /// The metric.
+        metric: String,
+    },
+    /// The plan's direction is not the one this evidence was gathered in.
+    #[error("the gate on `{metric}` turned its direction: a changed plan is a new attempt")]
+    Turned {
+        /// The metric.
+        metric: String,
     },
     /// Sketches that cannot be compared.
     #[error("`{metric}`: {source}")]
