@@ -1,6 +1,10 @@
 //! Before a rollout: what it can detect, how soon, and at what price in harmed requests.
 
+mod users;
+
 use serde::{Deserialize, Serialize};
+
+pub use users::{UserSpread, design_effect};
 
 use crate::fixed::{self, BadSample, open_unit, parameter};
 use crate::special::{normal, student};
@@ -48,6 +52,24 @@ impl Detection {
             drift: p * (theta * ln - (theta + others) * c),
             variance: p * (theta * (ln - c) * (ln - c) + others * c * c),
             barrier: c_mix - libm::log(alpha),
+        })
+    }
+
+    /// The same where requests of one user resemble each other: `deff` of 1 and more, from [`design_effect`], requests count as one.
+    ///
+    /// # Errors
+    /// [`BadSample`] for a design effect that is not finite and at least 1.
+    pub fn with_design_effect(self, deff: f64) -> Result<Self, BadSample> {
+        parameter(
+            deff >= 1.0 && deff.is_finite(),
+            "deff",
+            deff,
+            "be finite and at least 1",
+        )?;
+        Ok(Self {
+            drift: self.drift / deff,
+            variance: self.variance / deff,
+            ..self
         })
     }
 

@@ -30,6 +30,25 @@ impl Scores {
         }
     }
 
+    /// A block with users as units: the scores are the users' means, so that a heavy user counts no more than others. Give each arm's users of one window, those who are new in it where the same users return
+    /// for days: what sets returning users apart lasts, and no test within windows can tell it from harm.
+    ///
+    /// # Errors
+    /// [`BadSample`] for sums that scores in [0, 1] cannot have; users without scores are left out.
+    pub fn of_users(users: impl IntoIterator<Item = Self>) -> Result<Self, BadSample> {
+        let mut block = Self::default();
+        for user in users {
+            user.check()?;
+            if user.n > 0 {
+                let mean = (user.sum / user.n as f64).min(1.0);
+                block.n = block.n.saturating_add(1);
+                block.sum += mean;
+                block.square += mean * mean;
+            }
+        }
+        Ok(block)
+    }
+
     /// Checks that scores in [0, 1] can have these sums.
     ///
     /// # Errors
