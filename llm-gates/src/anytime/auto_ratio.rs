@@ -288,6 +288,13 @@ impl AutoRatio {
         (0..LEVELS).map(describe).collect()
     }
 
+    /// Whether history leaves no noise level plausible but none at all: then [`crate::RateRatio`] holds too, at the price of alpha1, and so do its late starts. False without history.
+    pub fn is_quiet(&self) -> bool {
+        self.noise_levels()
+            .iter()
+            .all(|level| level.sd <= 0.0 || !level.plausible)
+    }
+
     /// Learns from one block (5 minutes by custom) of the baseline alone, before the ramp.
     ///
     /// # Errors

@@ -58,6 +58,9 @@ pub struct GateEvidence {
     /// Ratio between the arms that their users alone may cause, from the period before the ramp, where that is above 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub users: Option<f64>,
+    /// Whether the gate's late starts are on: the plan asks for them, and the guard let them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub late_starts: bool,
 }
 
 /// What all gates say after a window.
@@ -414,6 +417,7 @@ impl Evidence {
                     (false, false) => Verdict::Inconclusive,
                 },
                 users: (users > 1.0).then_some(users),
+                late_starts: metric.late_starts(),
             });
         }
         self.failed |= log_evidence >= bound;

@@ -418,3 +418,70 @@ fn plans_and_evidence_without_direction_or_unit_still_read() {
     let saved = serde_json::to_string(&evidence).unwrap();
     assert!(!saved.contains("direction"));
 }
+
+/// Evidence that has learnt from two groups, of which the first's events swing by this much, and windows until harm that begins after 500 is found; whether late starts were on.
+fn late_harm(late_starts: Option<u32>, blocks: u64, swing: u64) -> (u64, bool) {
+    let mut plan = plan();
+    plan.gates[0].late_starts = late_starts;
+    let mut evidence = Evidence::new();
+    for t in 0..blocks {
+        let k = if (t / 3).is_multiple_of(2) {
+            300 + swing
+        } else {
+            300 - swing
+        };
+        evidence
+            .learn(
+                &plan,
+                "m",
+                [Counts::new(30_000, k), Counts::new(30_000, 300)],
+            )
+            .unwrap();
+    }
+    for t in 0..2_000 {
+        let k = if t < 500 { 10 } else { 20 };
+        let increment = Increment::Binary {
+            candidate: Counts::new(1_000, k),
+            baseline: Counts::new(9_000, 90),
+        };
+        let window = Window {
+            from: t * 60_000,
+            to: (t + 1) * 60_000,
+            ..one(0, increment)
+        };
+        let judgement = evidence.observe(&plan, &window).unwrap();
+        if judgement.verdict == Verdict::Fail {
+            let text = serde_json::to_string(&evidence).unwrap();
+            assert_eq!(serde_json::from_str::<Evidence>(&text).unwrap(), evidence);
+            assert!(blocks == 0 || (judgement.bound - (1.0f64 / 0.045).ln()).abs() < 1e-12);
+            return (t, judgement.gates[0].late_starts);
+        }
+    }
+    (u64::MAX, false)
+}
+
+#[test]
+fn late_harm_is_found_sooner_on_quiet_arms_only() {
+    let (patient, off) = late_harm(None, 900, 0);
+    let (quick, on) = late_harm(Some(1_000), 900, 0);
+    assert!(!off && on);
+    // Ten windows and not as many as it takes to win back what 500 have cost.
+    assert!(
+        (500..520).contains(&quick) && patient > quick + 20,
+        "{quick} {patient}"
+    );
+    // Noise, or no history of it: the guard keeps them off, and nothing changes.
+    for (blocks, swing) in [(900, 100), (5, 0), (0, 0)] {
+        let guarded = late_harm(Some(1_000), blocks, swing);
+        assert_eq!(guarded, late_harm(None, blocks, swing));
+        assert!(!guarded.1);
+    }
+    let mut plan = plan();
+    for windows in [0, 1_000_001] {
+        plan.gates[0].late_starts = Some(windows);
+        assert!(matches!(
+            plan.validate(),
+            Err(BadGatePlan::LateStarts { .. })
+        ));
+    }
+}

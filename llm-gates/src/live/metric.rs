@@ -13,12 +13,20 @@ use crate::{Action, Counts, Grid, RateRatio};
 /// Length of a block of [`AutoRatio`], ms.
 const BLOCK: u64 = 300_000;
 
+/// Weight kept for late starts.
+const RESERVE: f64 = 0.5;
+
 /// The test of a metric.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Process {
     Ratio(RateRatio),
     Auto(Box<AutoRatio>),
+    /// With change points, on arms whose history is quiet; the part of alpha spent on saying so.
+    Late {
+        rate: RateRatio,
+        alpha1: f64,
+    },
     Means(BoundedMeans),
     Quantiles(Box<QuantileShift>),
     Capped(Box<CappedMeans>),
@@ -29,7 +37,7 @@ pub(super) enum Process {
 impl Process {
     pub(super) fn log_e(&self) -> f64 {
         match self {
-            Self::Ratio(p) => p.log_e(),
+            Self::Ratio(p) | Self::Late { rate: p, .. } => p.log_e(),
             Self::Auto(p) => p.log_e(),
             Self::Means(p) => p.log_e(),
             Self::Quantiles(p) => p.log_e(),
@@ -157,6 +165,14 @@ impl MetricEvidence {
         learnt: Option<AutoRatio>,
     ) -> Option<Self> {
         let harm = match (kind, learnt) {
+            (Kind::Rate, Some(auto)) if gate.late_starts.is_some() && auto.is_quiet() => {
+                let horizon = gate.late_starts.unwrap_or(1);
+                let theta0 = 1.0 + gate.margin;
+                Process::Late {
+                    rate: RateRatio::with_late_starts(theta0, Grid::Rr7, RESERVE, horizon).ok()?,
+                    alpha1: auto.alpha1(),
+                }
+            }
             (Kind::Rate, Some(auto)) => Process::Auto(Box::new(auto)),
             (Kind::Rate | Kind::Exposure | Kind::Paired, _) => {
                 Process::Ratio(RateRatio::new(1.0 + gate.margin, Grid::Rr7).ok()?)
@@ -239,7 +255,10 @@ impl MetricEvidence {
         let (least, most) = tolerated.users;
         let mut shown = None;
         match (&mut self.harm, data) {
-            (Process::Ratio(p), Data::Counts(c, b, _) | Data::Paired(c, b)) => {
+            (
+                Process::Ratio(p) | Process::Late { rate: p, .. },
+                Data::Counts(c, b, _) | Data::Paired(c, b),
+            ) => {
                 let _ = p.set_theta0((1.0 + self.margin) * most);
                 p.observe(c, b);
             }
@@ -328,8 +347,14 @@ impl MetricEvidence {
     pub(super) const fn alpha1(&self) -> f64 {
         match &self.harm {
             Process::Auto(p) => p.alpha1(),
+            Process::Late { alpha1, .. } => *alpha1,
             _ => 0.0,
         }
+    }
+
+    /// Whether evidence may start afresh.
+    pub(super) const fn late_starts(&self) -> bool {
+        matches!(self.harm, Process::Late { .. })
     }
 
     pub(super) fn ratio(&self) -> Option<f64> {

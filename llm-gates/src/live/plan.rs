@@ -54,6 +54,11 @@ pub struct LiveGate {
     /// The metric's unit, for display: `ms`, `tokens`, `EUR`. At most 32 characters, none of them a control character.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
+    /// Change points: over this many windows, 1 to 1,000,000, half of the evidence starts afresh step by step, so that harm that begins late is found as quickly as harm from the start, which costs an early
+    /// one ln 2. Off where not written. As restarts chase bursts of noise, they stay off behind a guard: only for rates, and only where [`crate::Evidence::learn`] has shown, before the metric's first
+    /// window, that every plausible noise level is none ([`crate::anytime::AutoRatio::is_quiet`]). [`crate::GateEvidence::late_starts`] says whether they are on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late_starts: Option<u32>,
 }
 
 fn rollback() -> Action {
@@ -70,6 +75,7 @@ impl LiveGate {
             action,
             direction: Direction::GreaterIsWorse,
             unit: None,
+            late_starts: None,
         }
     }
 }
@@ -201,6 +207,14 @@ pub enum BadGatePlan {
         /// The metric.
         metric: String,
     },
+    /// A horizon that is none.
+    #[error("the late starts of `{metric}` are {windows}: 1 to 1,000,000 windows")]
+    LateStarts {
+        /// The metric.
+        metric: String,
+        /// How many windows.
+        windows: u32,
+    },
     /// An action that a live gate cannot take.
     #[error("the gate on `{metric}` would {action}: a live gate can rollback, hold or warn")]
     Action {
@@ -270,6 +284,14 @@ impl GatePlan {
                     || unit.chars().any(char::is_control))
             {
                 return Err(BadGatePlan::Unit { metric: metric() });
+            }
+            if let Some(windows) = gate.late_starts
+                && !(1..=1_000_000).contains(&windows)
+            {
+                return Err(BadGatePlan::LateStarts {
+                    metric: metric(),
+                    windows,
+                });
             }
             if gate.action == Action::Rollback {
                 sum += gate.weight;
