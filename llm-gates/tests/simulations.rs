@@ -14,7 +14,7 @@ mod rng;
 use std::collections::BTreeMap;
 
 use llm_gates::anytime::{
-    AutoRatio, BettingMean, BoundedMeans, EProcess, EventRate, History, Mismatch,
+    AutoRatio, BettingMean, BoundedMeans, CappedMeans, EProcess, EventRate, History, Mismatch,
     OverdispersedRatio, QuantileShift, Scores, Sign, Slo, Swap, Symmetric,
 };
 use llm_gates::drift::{CategoryDrift, EmbeddingDrift, RandomFeatures};
@@ -430,6 +430,18 @@ fn other_processes(seed: u64, lives: u64) {
         11,
         Box::new(move |rng| {
             let mut p = QuantileShift::new(0.0, 5).unwrap();
+            (0..LOOKS / 10).any(|_| {
+                let (c, b) = (latencies(rng, 20), latencies(rng, 100));
+                p.observe(&c, &b).unwrap();
+                p.rejects(ALPHA)
+            })
+        }),
+    );
+    run(
+        "CappedMeans",
+        12,
+        Box::new(move |rng| {
+            let mut p = CappedMeans::new(0.0, 5).unwrap();
             (0..LOOKS / 10).any(|_| {
                 let (c, b) = (latencies(rng, 20), latencies(rng, 100));
                 p.observe(&c, &b).unwrap();
