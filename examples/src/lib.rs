@@ -4,6 +4,7 @@ pub mod lm;
 pub mod load;
 pub mod report;
 pub mod server;
+pub mod terminal;
 
 /// The README's embedding, compiled.
 #[cfg(doctest)]

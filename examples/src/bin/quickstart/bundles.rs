@@ -1,6 +1,6 @@
 //! The versions of the story: written as directories, built into manifests, verified.
 
-use crate::terminal::Terminal;
+use examples::terminal::Terminal;
 use examples::lm::{Variant, desk};
 use llm_version_core::fs::{BuildOptions, Progress, VerifyOptions, build, verify};
 use llm_version_core::{

@@ -11,13 +11,13 @@ mod evaluate;
 mod plan;
 mod story;
 mod summary;
-mod terminal;
 
 use args::Args;
 use bundles::{BASELINE, BETTER, Bundle, Cast, DAMAGED, NARROW, TWIN, difference};
 use evaluate::{Desk, Shared};
 use examples::load::{Load, Settings};
 use examples::server::{self, Engines};
+use examples::terminal::Terminal;
 use llm_rollout::{Phase, RolloutId, Share, Timestamp};
 use llm_serve_adapters::journal::End;
 use llm_serve_adapters::layer::{KeySource as _, RolloutLayer, header};
@@ -29,7 +29,6 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use terminal::Terminal;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

@@ -1,17 +1,18 @@
-//! What a person sees: progress bars, a live line, sections. Silent under `--json`.
+//! What a person sees of an example: progress bars, a live line, sections. Silent under `--json`.
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Where the story is told.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Terminal {
+pub struct Terminal {
     silent: bool,
     live: bool,
 }
 
 impl Terminal {
-    pub(crate) fn new(silent: bool) -> Self {
+    /// A terminal; a silent one shows only results.
+    pub fn new(silent: bool) -> Self {
         Self {
             silent,
             live: !silent && std::io::stdout().is_terminal(),
@@ -19,26 +20,31 @@ impl Terminal {
     }
 
     /// One or more lines that stay.
-    pub(crate) fn say(self, text: &str) {
+    pub fn say(self, text: &str) {
         if !self.silent {
             put(&format!("{}{text}\n", self.clear()));
         }
     }
 
+    /// The result itself: shown by a silent terminal too.
+    pub fn result(self, text: &str) {
+        put(&format!("{}{text}\n", self.clear()));
+    }
+
     /// A heading.
-    pub(crate) fn section(self, text: &str) {
+    pub fn section(self, text: &str) {
         self.say(&format!("\n{text}\n{}", "─".repeat(text.chars().count())));
     }
 
     /// A line that the next one replaces, on a terminal; elsewhere it is left out.
-    pub(crate) fn now(self, text: &str) {
+    pub fn now(self, text: &str) {
         if self.live {
             put(&format!("{}{text}", self.clear()));
         }
     }
 
     /// A progress bar.
-    pub(crate) fn bar(self, label: &str) -> Bar {
+    pub fn bar(self, label: &str) -> Bar {
         Bar {
             terminal: self,
             label: label.to_owned(),
@@ -59,21 +65,23 @@ fn put(text: &str) {
 
 /// A progress bar; several threads may show it.
 #[derive(Debug)]
-pub(crate) struct Bar {
+pub struct Bar {
     terminal: Terminal,
     label: String,
     shown: AtomicU64,
 }
 
 impl Bar {
-    pub(crate) fn show(&self, done: u64, total: u64) {
+    /// Shows how much is done; most calls show nothing new and cost nothing.
+    pub fn show(&self, done: u64, total: u64) {
         let percent = (done * 100).checked_div(total).unwrap_or(100).min(100);
         if self.shown.swap(percent, Ordering::Relaxed) != percent {
             self.terminal.now(&self.line(percent));
         }
     }
 
-    pub(crate) fn done(&self) {
+    /// Leaves the full bar standing.
+    pub fn done(&self) {
         self.terminal.say(&self.line(100));
     }
 
