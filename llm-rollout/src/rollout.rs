@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-/// Where a rollout is. Exhaustive on purpose: the table in [`mod@crate::transition`] covers each with each input.
+/// Where a rollout is. Exhaustive on purpose: the table in `transition.rs` covers each with each input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(
