@@ -648,3 +648,29 @@ fn a_download_folder_becomes_a_bundle() {
     fails(CHECK, &["import-hf", &from, &bench.word("altered")]);
     assert!(!bench.path("altered").exists());
 }
+
+#[test]
+fn a_bill_of_materials_lists_every_file() {
+    let bench = Bench::new();
+    let (dir, built) = bench.bundle("chat", "1.0.0", "Be brief.\n");
+    let bom = done(&["sbom", &dir])["bom"].clone();
+    assert_eq!(
+        (&bom["bomFormat"], &bom["specVersion"]),
+        (&json!("CycloneDX"), &json!("1.6"))
+    );
+    let model = &bom["metadata"]["component"];
+    assert_eq!(model["bom-ref"], built["id"]);
+    let shown = done(&["show", &dir])["components"].clone();
+    let listed = model["components"].as_array().unwrap();
+    assert_eq!(listed.len(), shown.as_array().unwrap().len());
+    for (file, component) in listed.iter().zip(shown.as_array().unwrap()) {
+        assert_eq!(file["name"], component["path"]);
+        assert_eq!(file["hashes"][0]["content"], component["digest"]);
+    }
+    let out = bench.word("bom.json");
+    done(&["sbom", &dir, "--out", &out]);
+    let (code, words) = plain(&["sbom", &dir]);
+    assert!(code == DONE && words == fs::read_to_string(&out).unwrap());
+    bench.write("chat", PROMPT, "Be evil.\n");
+    fails(CHECK, &["sbom", &dir]);
+}

@@ -7,7 +7,7 @@
 //! that requires.
 //!
 //! [`transition`](fn@transition) says whether going from one version to another, and back, is safe. A
-//! [`registry`] keeps versions with their aliases, records and history; feature `oms` signs them.
+//! [`registry`] keeps versions with their aliases, records and history; feature `oms` signs them, feature `sbom` writes their bills of materials.
 //!
 //! `CANONICAL.md` beside this crate specifies the byte form and the digests for other implementations.
 //!
@@ -34,6 +34,8 @@ pub mod oms;
 mod path;
 pub mod registry;
 mod safetensors;
+#[cfg(feature = "sbom")]
+pub mod sbom;
 mod verify;
 mod version;
 

@@ -276,6 +276,24 @@ pub(crate) const COMMANDS: &[Spec] = &[
         options: &[option("--tag", "TAG", "its tag (default: the only one)")],
         what: "unpack a bundle from an OCI image layout into a new folder, verified",
     },
+    Spec {
+        name: "sbom",
+        positional: &["WHAT"],
+        options: &[
+            REGISTRY,
+            option(
+                "--task",
+                "TEXT",
+                "what the model is for (default: text-generation)",
+            ),
+            option(
+                "--out",
+                "FILE",
+                "where it goes (default: standard output; under --json the field `bom`)",
+            ),
+        ],
+        what: "a bill of materials: CycloneDX 1.6 for machine learning",
+    },
 ];
 
 /// What the exit codes mean.

@@ -1,4 +1,4 @@
-//! Commands that exchange: signatures, Hugging Face snapshots, OCI image layouts.
+//! Commands that exchange: signatures, Hugging Face snapshots, OCI image layouts, bills of materials.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,14 @@ use llm_version_core::fs::{
     verify_tree_signature,
 };
 use llm_version_core::oms::{OmsError, SigningKey, VerifyingKey};
-use llm_version_core::{Licence, Metadata};
+use llm_version_core::sbom::{ModelDetails, cyclonedx};
+use llm_version_core::{Contents as _, Licence, MAX_COMPARED_BYTES, Metadata};
 use serde_json::json;
 
 use crate::args::Request;
 use crate::failure::Failure;
 use crate::folder::{described, finish_build};
-use crate::target::{manifest_of, name_and_version};
+use crate::target::{Target, manifest_of, name_and_version};
 use crate::{Done, Outcome};
 
 /// The largest key file that is read.
@@ -152,4 +153,29 @@ pub(crate) fn from_oci(request: &Request) -> Done {
         ),
     };
     Ok(Outcome::new(text).with("id", json!(id)))
+}
+
+pub(crate) fn bill(request: &Request) -> Done {
+    // Silent: without --out the document is all there is on standard output.
+    let target = Target::find(request.word(0), request, Terminal::new(true))?;
+    let components = target.manifest.components();
+    let config = components
+        .iter()
+        .find(|c| c.path.as_str() == "model/config.json" && c.size <= MAX_COMPARED_BYTES);
+    let config = config.and_then(|c| target.read(c)).unwrap_or_default();
+    let mut details = ModelDetails::of_config(&config);
+    details.task = Some(request.value("--task").unwrap_or("text-generation").into());
+    let bom = cyclonedx(&target.manifest, &details);
+    let outcome = match request.value("--out") {
+        Some(path) => {
+            std::fs::write(path, &bom).map_err(|error| Failure::io(path, &error))?;
+            Outcome::new(format!("{}\nbill         {path}", target.manifest.id())).with("out", path)
+        }
+        // It was made as JSON just now.
+        None => Outcome::new(bom.trim_end()).with(
+            "bom",
+            serde_json::from_str::<serde_json::Value>(&bom).unwrap_or_default(),
+        ),
+    };
+    Ok(described(outcome, &target.manifest))
 }

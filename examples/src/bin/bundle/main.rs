@@ -103,6 +103,7 @@ fn run(request: &Request, terminal: Terminal) -> Done {
         "import-hf" => exchange::import_hf(request, terminal),
         "export-oci" => exchange::to_oci(request, terminal),
         "import-oci" => exchange::from_oci(request),
+        "sbom" => exchange::bill(request),
         other => Err(Failure::usage(format!("{other:?} is not a command"))),
     }
 }
