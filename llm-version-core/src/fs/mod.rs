@@ -6,6 +6,7 @@
 mod build;
 mod cache;
 mod capture;
+mod dvc;
 mod hash;
 mod hf;
 mod inspect;
@@ -22,6 +23,7 @@ mod walk;
 pub use build::{BuildError, BuildOptions, Built, Folder, build};
 pub use cache::{CacheError, HashCache};
 pub use capture::{Capture, CaptureError, capture_lineage};
+pub use dvc::{DvcError, dvc_digest};
 pub use hf::{HfDigest, HfError, HfFile, HfSnapshot};
 pub use materialise::{FolderSource, Materialised, Sharing, materialise};
 pub use oci::{OciError, export_oci, import_oci};
