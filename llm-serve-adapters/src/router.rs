@@ -30,7 +30,7 @@ use llm_rollout::{
 };
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -68,12 +68,47 @@ struct Control {
     durable: Option<Record>,
 }
 
-/// Requests without a key so far; on a cache line of its own.
-#[repr(align(128))]
+/// Requests without a key so far. Threads count in different places, each on a cache line of its own, so that they do not
+/// wait for one another; with more threads than places, some share one.
 #[derive(Debug)]
 struct Keyless {
-    count: AtomicU64,
+    counts: [Apart<AtomicU64>; PLACES],
     origin: u64,
+}
+
+const PLACES: usize = 16;
+
+#[repr(align(128))]
+#[derive(Debug, Default)]
+struct Apart<T>(T);
+
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// Where this thread counts.
+    static PLACE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % PLACES;
+}
+
+impl Keyless {
+    fn new(origin: u64) -> Self {
+        Self {
+            counts: Default::default(),
+            origin,
+        }
+    }
+
+    /// Another number for each request without a key, and for each process.
+    #[inline]
+    fn chance(&self) -> u64 {
+        let place = PLACE.with(|place| *place) % PLACES;
+        let count = self.counts[place].0.fetch_add(1, Ordering::Relaxed);
+        (count.wrapping_mul(PLACES as u64) + place as u64).wrapping_add(self.origin)
+    }
+
+    fn sum(&self) -> u64 {
+        let counts = self.counts.iter();
+        counts.map(|count| count.0.load(Ordering::Relaxed)).sum()
+    }
 }
 
 /// How a router is opened.
@@ -132,10 +167,7 @@ impl RouterBuilder {
         let router = InProcessRouter {
             published: Published::new(&view(&core)?),
             id,
-            keyless: Keyless {
-                count: AtomicU64::new(0),
-                origin: RandomState::new().hash_one(boot),
-            },
+            keyless: Keyless::new(RandomState::new().hash_one(boot)),
             control: Mutex::new(Control {
                 durable: saved.is_some().then(|| core.record()),
                 core,
@@ -163,15 +195,12 @@ impl InProcessRouter {
     /// Where a request goes. Wait-free, without allocation, clock or lock; `now` is [`Self::now`], read once per request.
     #[inline]
     pub fn decide(&self, key: &Key<'_>, now: Timestamp) -> Decision {
-        let Some(view) = self.published.read() else {
-            return self.busy();
-        };
-        let usual = key.pin.is_none() && !view.forced && now.as_millis() < view.deadline;
-        let (Some(session), true) = (key.session, usual) else {
-            return self.unusual(key, &view, now);
-        };
-        let role = role(place(session, view.salt), &view);
-        decision(&view, role, Reason::Assigned, key.randomised)
+        if let (Some(session), None) = (key.session, key.pin)
+            && let Some(decision) = self.published.assign(session, now, key.randomised)
+        {
+            return decision;
+        }
+        self.unusual(key, now)
     }
 
     /// The version that a decision names.
@@ -186,7 +215,7 @@ impl InProcessRouter {
 
     /// Requests without a key so far.
     pub fn keyless(&self) -> u64 {
-        self.keyless.count.load(Ordering::Relaxed)
+        self.keyless.sum()
     }
 
     /// What it serves now; installs no fence.
@@ -209,15 +238,19 @@ impl InProcessRouter {
         self.save(&mut control)
     }
 
-    /// Keyless, pinned, lapsed or forced.
+    /// Keyless, pinned, lapsed or forced, or the split is being replaced.
     #[inline(never)]
-    fn unusual(&self, key: &Key<'_>, view: &View, now: Timestamp) -> Decision {
+    fn unusual(&self, key: &Key<'_>, now: Timestamp) -> Decision {
+        let Some(view) = &self.published.read() else {
+            return self.busy();
+        };
         let chance = if key.session.is_none() {
-            self.chance()
+            self.keyless.chance()
         } else {
             0
         };
         let live = now.as_millis() < view.deadline;
+        let role = |place| published::role(place, view.candidate_below, view.control_from);
         let (role, reason) = match (key.pin, key.session) {
             _ if view.forced => (Role::Baseline, Reason::Forced),
             _ if !live => (Role::Baseline, Reason::Lapsed),
@@ -225,9 +258,9 @@ impl InProcessRouter {
                 (Role::Candidate, Reason::Pinned)
             }
             (Some(_), _) => (Role::Baseline, Reason::Pinned),
-            (None, Some(bytes)) => (role(place(bytes, view.salt), view), Reason::Assigned),
+            (None, Some(bytes)) => (role(place(bytes, view.salt)), Reason::Assigned),
             (None, None) => (
-                role(place(&chance.to_le_bytes(), view.salt), view),
+                role(place(&chance.to_le_bytes(), view.salt)),
                 Reason::Keyless,
             ),
         };
@@ -246,14 +279,6 @@ impl InProcessRouter {
             randomised: false,
             controlled: false,
         }
-    }
-
-    /// Another number for each request without a key, and for each process.
-    fn chance(&self) -> u64 {
-        self.keyless
-            .count
-            .fetch_add(1, Ordering::Relaxed)
-            .wrapping_add(self.keyless.origin)
     }
 
     fn lock(&self) -> MutexGuard<'_, Control> {
@@ -333,20 +358,6 @@ impl InProcessRouter {
     }
 }
 
-/// Whose a place is.
-#[inline]
-fn role(place: u32, view: &View) -> Role {
-    let place = u64::from(place);
-    if place < view.candidate_below {
-        Role::Candidate
-    } else if place >= view.control_from {
-        Role::Control
-    } else {
-        Role::Baseline
-    }
-}
-
-#[inline]
 fn decision(view: &View, role: Role, reason: Reason, randomised: bool) -> Decision {
     let version = match (role, view.candidate) {
         (Role::Candidate, Some(candidate)) => candidate,

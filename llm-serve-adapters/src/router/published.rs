@@ -1,8 +1,9 @@
 //! What request threads read: a few words behind a sequence lock, in safe Rust.
 
 use super::assign;
+use super::decision::{Decision, Reason, Role};
 use super::versions::VersionSlot;
-use llm_rollout::{Split, Timestamp};
+use llm_rollout::{Epoch, Split, Timestamp};
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -14,7 +15,8 @@ pub(crate) struct View {
     /// Places from here on belong to the control arm; 2^32 for none.
     pub(crate) control_from: u64,
     pub(crate) epoch: u64,
-    /// First moment at which the candidate serves nothing any more: zero if it has lapsed, the largest number for never.
+    /// First moment at which not everything is as usual any more: zero if it has lapsed or the baseline is forced, the
+    /// largest number for never.
     pub(crate) deadline: u64,
     pub(crate) salt: u64,
     pub(crate) baseline: VersionSlot,
@@ -31,7 +33,7 @@ impl View {
         lapsed: bool,
         forced: bool,
     ) -> Self {
-        let deadline = if lapsed {
+        let deadline = if lapsed || forced {
             0
         } else {
             deadline.map_or(u64::MAX, Timestamp::as_millis)
@@ -53,47 +55,66 @@ impl View {
     }
 
     fn pack(&self) -> [u64; WORDS] {
-        let candidate = self
-            .candidate
-            .map_or(0, |slot| HAS_CANDIDATE | slot_bits(slot));
-        let flags = if self.forced { FORCED } else { 0 };
+        let flag = |yes, flag| if yes { flag } else { 0 };
+        let candidate = self.candidate.unwrap_or(self.baseline);
         [
-            self.candidate_below | candidate | flags,
-            self.control_from | slot_bits(self.baseline),
+            u64::from(self.baseline.index())
+                | u64::from(candidate.index()) << SLOT_BITS
+                | flag(self.candidate.is_some(), HAS_CANDIDATE)
+                | flag(self.forced, FORCED),
+            self.candidate_below,
+            self.control_from,
             self.epoch,
             self.deadline,
             self.salt,
         ]
     }
 
-    #[inline]
-    fn unpack([low, high, epoch, deadline, salt]: [u64; WORDS]) -> Self {
+    fn unpack([about, candidate_below, control_from, epoch, deadline, salt]: [u64; WORDS]) -> Self {
         Self {
-            candidate_below: low & PLACES,
-            control_from: high & PLACES,
+            candidate_below,
+            control_from,
             epoch,
             deadline,
             salt,
-            baseline: slot_of(high),
-            candidate: (low & HAS_CANDIDATE != 0).then(|| slot_of(low)),
-            forced: low & FORCED != 0,
+            baseline: slot_of(about, Role::Baseline),
+            candidate: (about & HAS_CANDIDATE != 0).then(|| slot_of(about, Role::Candidate)),
+            forced: about & FORCED != 0,
         }
     }
 }
 
-const WORDS: usize = 5;
-const PLACES: u64 = (1 << 33) - 1;
-const SLOT_SHIFT: u32 = 33;
-const HAS_CANDIDATE: u64 = 1 << 49;
-const FORCED: u64 = 1 << 50;
+const WORDS: usize = 6;
+/// Versions and flags: the baseline, then the candidate (without one the baseline again), then the flags.
+const ABOUT: usize = 0;
+const CANDIDATE_BELOW: usize = 1;
+const CONTROL_FROM: usize = 2;
+const EPOCH: usize = 3;
+const DEADLINE: usize = 4;
+const SALT: usize = 5;
 
-fn slot_bits(slot: VersionSlot) -> u64 {
-    u64::from(slot.index()) << SLOT_SHIFT
+const SLOT_BITS: u32 = 16;
+const HAS_CANDIDATE: u64 = 1 << 32;
+const FORCED: u64 = 1 << 33;
+
+/// The version that serves a role.
+#[inline]
+fn slot_of(about: u64, role: Role) -> VersionSlot {
+    let shift = u32::from(matches!(role, Role::Candidate)) * SLOT_BITS;
+    VersionSlot::new((about >> shift & 0xffff) as u16)
 }
 
+/// Whose a place is.
 #[inline]
-fn slot_of(word: u64) -> VersionSlot {
-    VersionSlot::new((word >> SLOT_SHIFT & 0xffff) as u16)
+pub(crate) fn role(place: u32, candidate_below: u64, control_from: u64) -> Role {
+    let place = u64::from(place);
+    if place < candidate_below {
+        Role::Candidate
+    } else if place >= control_from {
+        Role::Control
+    } else {
+        Role::Baseline
+    }
 }
 
 /// How often a reader tries before it falls back to the baseline: a few hundred nanoseconds.
@@ -115,7 +136,7 @@ impl Published {
         Self {
             sequence: AtomicU64::new(0),
             words: view.pack().map(AtomicU64::new),
-            baseline: AtomicU64::new(slot_bits(view.baseline)),
+            baseline: AtomicU64::new(u64::from(view.baseline.index())),
         }
     }
 
@@ -130,21 +151,48 @@ impl Published {
         self.sequence
             .store(sequence.wrapping_add(2), Ordering::Release);
         self.baseline
-            .store(slot_bits(view.baseline), Ordering::Release);
+            .store(u64::from(view.baseline.index()), Ordering::Release);
+    }
+
+    /// The decision about a session in the usual case: nothing has lapsed, nobody has forced the baseline, and the words were
+    /// not being replaced. None otherwise.
+    ///
+    /// The words are read where they are needed, and only afterwards is it checked that they are of one write.
+    #[inline]
+    pub(crate) fn assign(
+        &self,
+        session: &[u8],
+        now: Timestamp,
+        randomised: bool,
+    ) -> Option<Decision> {
+        let sequence = self.sequence.load(Ordering::Acquire);
+        let place = assign::place(session, self.words[SALT].load(Ordering::Relaxed));
+        let about = self.words[ABOUT].load(Ordering::Relaxed);
+        let candidate_below = self.words[CANDIDATE_BELOW].load(Ordering::Relaxed);
+        let control_from = self.words[CONTROL_FROM].load(Ordering::Relaxed);
+        let epoch = self.words[EPOCH].load(Ordering::Relaxed);
+        let deadline = self.words[DEADLINE].load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        // An odd number is never found again.
+        if self.sequence.load(Ordering::Relaxed) != sequence & !1 || now.as_millis() >= deadline {
+            return None;
+        }
+        let role = role(place, candidate_below, control_from);
+        Some(Decision {
+            role,
+            reason: Reason::Assigned,
+            epoch: Epoch::new(epoch),
+            version: slot_of(about, role),
+            randomised,
+            controlled: control_from < assign::END,
+        })
     }
 
     /// The words of one write, or none if it was being replaced all the time.
-    #[inline]
     pub(crate) fn read(&self) -> Option<View> {
         for _ in 0..TRIES {
             let before = self.sequence.load(Ordering::Acquire);
-            let words = [
-                self.words[0].load(Ordering::Relaxed),
-                self.words[1].load(Ordering::Relaxed),
-                self.words[2].load(Ordering::Relaxed),
-                self.words[3].load(Ordering::Relaxed),
-                self.words[4].load(Ordering::Relaxed),
-            ];
+            let words = std::array::from_fn(|i| self.words[i].load(Ordering::Relaxed));
             fence(Ordering::Acquire);
             if before.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == before {
                 return Some(View::unpack(words));
@@ -158,8 +206,8 @@ impl Published {
     #[cold]
     pub(crate) fn fallback(&self) -> (VersionSlot, u64) {
         (
-            slot_of(self.baseline.load(Ordering::Acquire)),
-            self.words[2].load(Ordering::Relaxed),
+            slot_of(self.baseline.load(Ordering::Acquire), Role::Baseline),
+            self.words[EPOCH].load(Ordering::Relaxed),
         )
     }
 }
@@ -225,6 +273,7 @@ mod tests {
         let published = Published::new(&uniform(5));
         published.sequence.store(1, Ordering::Relaxed);
         assert_eq!(published.read(), None);
+        assert_eq!(published.assign(b"k", Timestamp::default(), true), None);
         assert_eq!(published.fallback(), (VersionSlot::new(5), 5));
     }
 
