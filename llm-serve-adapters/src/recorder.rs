@@ -5,7 +5,8 @@
 //! counted since a cursor, of requests that chance assigned; pins, retries and the like are counted apart.
 //!
 //! Memory: about 15 KB for each thread, role and epoch in use, the last four epochs; 24 bytes for each thread and
-//! version; 32 KB for the candidate requests that wait for a first token, 4 096 at the most.
+//! version; 32 KB for the candidate requests that wait for a first token, 4 096 at the most. A thread keeps the counters of
+//! its first four recorders until it ends, even when a recorder is gone.
 
 mod cell;
 mod histogram;
@@ -21,7 +22,7 @@ pub use self::snapshot::{Row, Snapshot};
 pub use self::ticket::{Outcome, OutcomeClass, Ticket};
 
 use self::cell::FLAG_COUNT;
-use self::shard::{Registry, on_own};
+use self::shard::{Registry, Shard, on_own};
 use crate::host::{Error, Result};
 use crate::router::{Decision, VersionSlot};
 use llm_rollout::{Epoch, Timestamp};
@@ -93,9 +94,9 @@ impl Recorder {
     #[inline]
     pub fn begin(&self, decision: Decision, now: Timestamp) -> Ticket {
         let registry = &self.registry;
-        let begin = |shard: &Arc<_>| Ticket::begin(shard, decision, now);
-        on_own(registry.recorder, registry.own(), begin)
-            .unwrap_or_else(|| registry.on_retired(begin))
+        let begin = |shard: &Shard| Ticket::begin(shard, decision, now);
+        // It is there as long as `self` is.
+        on_own(registry.recorder, begin).unwrap_or_else(|| registry.on_retired(begin))
     }
 
     /// Requests that are running on a version, whatever split they were assigned under.

@@ -89,7 +89,8 @@ pub(crate) struct Subject {
     pub(crate) controlled: bool,
 }
 
-/// Counters of one epoch and kind of request. One thread writes; a sequence lock makes each write whole for readers.
+/// Counters of one epoch and kind of request. One thread writes; a sequence lock makes what belongs together whole for readers:
+/// an end, and the change to a newer epoch. Beginnings and first tokens are single words, which stand for themselves.
 #[derive(Debug)]
 pub(crate) struct Cell {
     /// Odd during a write.
@@ -98,7 +99,7 @@ pub(crate) struct Cell {
     epoch: AtomicU64,
     /// Version, and whether there is a control arm.
     about: AtomicU64,
-    words: Box<[AtomicU64]>,
+    words: [AtomicU64; WORDS],
 }
 
 const CONTROLLED: u64 = 1 << 16;
@@ -111,7 +112,7 @@ impl Cell {
             sequence: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             about: AtomicU64::new(0),
-            words: (0..WORDS).map(|_| AtomicU64::new(0)).collect(),
+            words: [const { AtomicU64::new(0) }; WORDS],
         }
     }
 
@@ -129,6 +130,7 @@ impl Cell {
     }
 
     #[cold]
+    #[inline(never)]
     fn recycle(&self, subject: Subject, epoch: u64) {
         self.write(|cell| {
             let controlled = if subject.controlled { CONTROLLED } else { 0 };
@@ -155,7 +157,7 @@ impl Cell {
             .store(sequence.wrapping_add(2), Ordering::Release);
     }
 
-    /// Only within [`Self::write`].
+    /// Adds to one word. Only its writer calls it; what belongs together, within [`Self::write`].
     #[inline]
     pub(crate) fn bump(&self, index: usize, by: u64) {
         if let Some(word) = self.words.get(index) {
@@ -182,7 +184,8 @@ impl Cell {
             let before = self.sequence.load(Ordering::Acquire);
             let epoch = self.epoch.load(Ordering::Relaxed);
             let about = self.about.load(Ordering::Relaxed);
-            for (to, from) in totals.words.iter_mut().zip(&self.words) {
+            // From the end, so that what has started has been assigned.
+            for (to, from) in totals.words.iter_mut().zip(&self.words).rev() {
                 *to = from.load(Ordering::Relaxed);
             }
             fence(Ordering::Acquire);

@@ -3,7 +3,7 @@
 use super::cell::{Cell, Interrupted, Subject, Totals};
 use super::waiting::Waiting;
 use crate::router::{Decision, Grow, Role, VersionSlot};
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 const EPOCHS: usize = 4;
 /// Three roles, each at random or apart.
 const KINDS: usize = 6;
+/// Versions whose load is found without a search: most processes never serve more.
+const FEW: usize = 8;
 
 /// What a request counts as: its role, and whether chance decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +52,7 @@ pub(crate) struct Load {
     pub(crate) exposed: AtomicU64,
 }
 
+#[inline]
 pub(crate) fn bump(word: &AtomicU64) {
     word.store(
         word.load(Ordering::Relaxed).wrapping_add(1),
@@ -67,7 +70,9 @@ pub(crate) struct Shard {
     /// Where its search for a place among the waiting begins; no two threads begin at the same.
     pub(crate) home: usize,
     cells: [[OnceLock<Box<Cell>>; KINDS]; EPOCHS],
-    load: Grow<Load>,
+    /// Of the versions with the lowest slots; further ones are in `more`.
+    load: [Load; FEW],
+    more: Grow<Load>,
     late: AtomicU64,
 }
 
@@ -80,7 +85,8 @@ impl Shard {
             flags: Arc::clone(&registry.flags),
             home: number.wrapping_mul(64),
             cells: [const { [const { OnceLock::new() }; KINDS] }; EPOCHS],
-            load: Grow::new(Load::default()),
+            load: Default::default(),
+            more: Grow::new(Load::default()),
             late: AtomicU64::new(0),
         }
     }
@@ -114,7 +120,18 @@ impl Shard {
 
     #[inline]
     pub(crate) fn load(&self, version: VersionSlot) -> &Load {
-        self.load.entry(version.index())
+        match self.load.get(usize::from(version.index())) {
+            Some(load) => load,
+            None => self.more.entry(version.index()),
+        }
+    }
+
+    /// The same for a reader, who makes nothing.
+    fn known_load(&self, index: u16) -> Option<&Load> {
+        match self.load.get(usize::from(index)) {
+            Some(load) => Some(load),
+            None => self.more.get(index),
+        }
     }
 
     fn cells(&self) -> impl Iterator<Item = (Kind, &Cell)> {
@@ -134,11 +151,8 @@ impl Shard {
                 own.absorb(&totals);
             }
         }
-        for index in 0..=u16::MAX {
-            let Some(load) = other.load.get(index) else {
-                break;
-            };
-            let own = self.load.entry(index);
+        for (index, load) in (0..).zip(&other.load).chain(other.more.made()) {
+            let own = self.load(VersionSlot::new(index));
             for (to, from) in [
                 (&own.begun, &load.begun),
                 (&own.ended, &load.ended),
@@ -175,17 +189,67 @@ struct Shards {
 }
 
 static RECORDERS: AtomicU64 = AtomicU64::new(0);
+/// Every recorder of this process, for threads that meet one for the first time; those that are gone are dropped when
+/// another is made.
+static KNOWN: Mutex<Vec<(u64, Weak<Registry>)>> = Mutex::new(Vec::new());
 
-thread_local! {
-    static OWN: RefCell<Own> = const { RefCell::new(Own(Vec::new())) };
+fn known(recorder: u64) -> Option<Arc<Registry>> {
+    let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    known
+        .iter()
+        .find(|(number, _)| *number == recorder)?
+        .1
+        .upgrade()
 }
 
-/// The shards of this thread; folded into what is left when it ends.
-struct Own(Vec<Arc<Shard>>);
+thread_local! {
+    static OWN: Own = const { Own { first: [const { OnceCell::new() }; FIRST], more: RefCell::new(Vec::new()) } };
+}
+
+/// Shards that a thread finds without a borrow to note.
+const FIRST: usize = 4;
+
+/// The shards of this thread, each with its recorder's number; folded into what is left when it ends. Those beyond the first
+/// few are forgotten when their recorder is gone.
+struct Own {
+    first: [OnceCell<(u64, Arc<Shard>)>; FIRST],
+    more: RefCell<Vec<(u64, Arc<Shard>)>>,
+}
+
+impl Own {
+    /// The shard of a recorder, if it is one of the first.
+    #[inline]
+    fn first(&self, recorder: u64) -> Option<&Shard> {
+        let mut first = self.first.iter().filter_map(OnceCell::get);
+        first
+            .find(|(number, _)| *number == recorder)
+            .map(|(_, shard)| &**shard)
+    }
+
+    /// Any shard, made if this thread has none yet; none if the recorder is gone, or is being looked for already.
+    fn any(&self, recorder: u64) -> Option<Arc<Shard>> {
+        let mut more = self.more.try_borrow_mut().ok()?;
+        if let Some((_, shard)) = more.iter().find(|(number, _)| *number == recorder) {
+            return Some(Arc::clone(shard));
+        }
+        let shard = known(recorder)?.add();
+        let mut entry = (recorder, Arc::clone(&shard));
+        for first in &self.first {
+            match first.set(entry) {
+                Ok(()) => return Some(shard),
+                Err(refused) => entry = refused,
+            }
+        }
+        more.retain(|(_, shard)| shard.owner.strong_count() > 0);
+        more.push(entry);
+        Some(shard)
+    }
+}
 
 impl Drop for Own {
     fn drop(&mut self) {
-        for shard in self.0.drain(..) {
+        let first = self.first.iter_mut().filter_map(OnceCell::take);
+        for (_, shard) in first.chain(self.more.get_mut().drain(..)) {
             if let Some(registry) = shard.owner.upgrade() {
                 registry.retire(&shard);
             }
@@ -193,43 +257,34 @@ impl Drop for Own {
     }
 }
 
-/// Runs on this thread's shard of the recorder that `shard` belongs to.
+/// Runs on this thread's shard of a recorder; none if the recorder is gone.
 #[inline]
-pub(crate) fn on_own<R>(
-    recorder: u64,
-    owner: &Weak<Registry>,
-    run: impl FnOnce(&Arc<Shard>) -> R,
-) -> Option<R> {
+pub(crate) fn on_own<R>(recorder: u64, run: impl FnOnce(&Shard) -> R) -> Option<R> {
     let mut run = Some(run);
-    let done = OWN.try_with(|own| {
-        let mut own = own.try_borrow_mut().ok()?;
-        let index = match own.0.iter().position(|shard| shard.recorder == recorder) {
-            Some(index) => index,
-            None => register(&mut own.0, owner)?,
-        };
-        run.take().map(|run| run(&own.0[index]))
+    let usual = OWN.try_with(|own| {
+        let shard = own.first(recorder)?;
+        run.take().map(|run| run(shard))
     });
-    match done {
-        Ok(Some(result)) => Some(result),
-        // The thread is ending and has handed in its shard, or the recorder is gone.
-        _ => owner
-            .upgrade()
-            .zip(run)
-            .map(|(registry, run)| registry.on_retired(run)),
+    match usual {
+        Ok(Some(done)) => Some(done),
+        _ => on_other(recorder, run?),
     }
 }
 
+/// The same where the shard is none of the first, there is none yet, or none any more.
 #[cold]
-fn register(own: &mut Vec<Arc<Shard>>, owner: &Weak<Registry>) -> Option<usize> {
-    let registry = owner.upgrade()?;
-    own.retain(|shard| shard.owner.strong_count() > 0);
-    own.push(registry.add());
-    Some(own.len() - 1)
+#[inline(never)]
+fn on_other<R>(recorder: u64, run: impl FnOnce(&Shard) -> R) -> Option<R> {
+    if let Ok(Some(shard)) = OWN.try_with(|own| own.any(recorder)) {
+        return Some(run(&shard));
+    }
+    // The thread is ending and has handed in its shard, or the recorder is gone.
+    known(recorder).map(|registry| registry.on_retired(run))
 }
 
 impl Registry {
     pub(crate) fn new(flags: Vec<String>) -> Arc<Self> {
-        Arc::new_cyclic(|own| Self {
+        let registry = Arc::new_cyclic(|own| Self {
             recorder: RECORDERS.fetch_add(1, Ordering::Relaxed),
             waiting: Arc::new(Waiting::new()),
             flags: flags.into(),
@@ -239,7 +294,12 @@ impl Registry {
                 retired: OnceLock::new(),
                 next: 1,
             }),
-        })
+        });
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|(_, registry)| registry.strong_count() > 0);
+        known.push((registry.recorder, Arc::downgrade(&registry)));
+        drop(known);
+        registry
     }
 
     fn lock(&self) -> MutexGuard<'_, Shards> {
@@ -263,11 +323,7 @@ impl Registry {
             .absorb(shard);
     }
 
-    pub(crate) fn own(&self) -> &Weak<Self> {
-        &self.own
-    }
-
-    pub(crate) fn on_retired<R>(&self, run: impl FnOnce(&Arc<Shard>) -> R) -> R {
+    pub(crate) fn on_retired<R>(&self, run: impl FnOnce(&Shard) -> R) -> R {
         let shards = self.lock();
         run(shards.retired.get_or_init(|| Arc::new(Shard::new(self, 0))))
     }
@@ -306,7 +362,7 @@ impl Registry {
     pub(crate) fn load(&self, version: VersionSlot) -> (u64, u64, u64) {
         let mut sum = (0_u64, 0_u64, 0_u64);
         let counted = self.each(|shard| {
-            if let Some(load) = shard.load.get(version.index()) {
+            if let Some(load) = shard.known_load(version.index()) {
                 // The end first: a request that ends in between is then still in flight, never negative.
                 sum.1 = sum.1.wrapping_add(load.ended.load(Ordering::Acquire));
             }
@@ -314,7 +370,7 @@ impl Registry {
         });
         let counted = counted.and_then(|()| {
             self.each(|shard| {
-                if let Some(load) = shard.load.get(version.index()) {
+                if let Some(load) = shard.known_load(version.index()) {
                     sum.0 = sum.0.wrapping_add(load.begun.load(Ordering::Acquire));
                     sum.2 = sum.2.wrapping_add(load.exposed.load(Ordering::Acquire));
                 }

@@ -1,13 +1,15 @@
 //! One request from its decision to its end.
 
-use super::cell::{ASSIGNED, CLASSES, DURATION, FIRST, FLAG_COUNT, FLAGS, STARTED, TOKENS, VAIN};
+use super::cell::{
+    ASSIGNED, CLASSES, Cell, DURATION, FIRST, FLAG_COUNT, FLAGS, STARTED, TOKENS, VAIN,
+};
 use super::histogram::bucket;
 use super::shard::{Shard, bump, on_own};
 use super::waiting::Place;
 use crate::router::{Decision, Role};
 use llm_rollout::Timestamp;
 use std::fmt;
-use std::sync::Arc;
+use std::mem::ManuallyDrop;
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,8 +103,13 @@ impl From<OutcomeClass> for Outcome {
 ///
 /// It may move between threads. Nothing in it reads a clock, and nothing allocates once a thread is warm.
 #[must_use = "dropping a ticket records an abandoned request"]
-pub struct Ticket {
-    shard: Arc<Shard>,
+pub struct Ticket(Request);
+
+/// What a ticket knows: plain values, so that a request that stays in one function can stay in registers.
+#[derive(Clone, Copy)]
+struct Request {
+    /// The recorder's number: each call records on the shard of the thread that it is made on.
+    recorder: u64,
     decision: Decision,
     begun: Timestamp,
     first: Option<Timestamp>,
@@ -111,13 +118,13 @@ pub struct Ticket {
     tokens: u64,
     flags: u16,
     place: Option<Place>,
-    open: bool,
 }
 
 impl Ticket {
-    pub(crate) fn begin(shard: &Arc<Shard>, decision: Decision, now: Timestamp) -> Self {
+    #[inline]
+    pub(crate) fn begin(shard: &Shard, decision: Decision, now: Timestamp) -> Self {
         if let Some(cell) = shard.cell(&decision) {
-            cell.write(|cell| cell.bump(ASSIGNED, 1));
+            cell.bump(ASSIGNED, 1);
         }
         let load = shard.load(decision.version);
         bump(&load.begun);
@@ -126,8 +133,8 @@ impl Ticket {
             bump(&load.exposed);
             place = shard.waiting.enter(shard.home, decision.version, now);
         }
-        Self {
-            shard: Arc::clone(shard),
+        Self(Request {
+            recorder: shard.recorder,
             decision,
             begun: now,
             first: None,
@@ -135,82 +142,89 @@ impl Ticket {
             tokens: 0,
             flags: 0,
             place,
-            open: true,
-        }
+        })
     }
 
     /// What was decided.
     pub fn decision(&self) -> &Decision {
-        &self.decision
+        &self.0.decision
     }
 
     /// When it began.
     pub fn begun(&self) -> Timestamp {
-        self.begun
+        self.0.begun
     }
 
     /// The first non-empty piece of content, reasoning, tool call or refusal has come. Only the first call counts.
+    #[inline]
     pub fn first_token(&mut self, now: Timestamp) {
-        self.last = self.last.max(now);
-        if self.first.is_some() {
+        self.0.last = self.0.last.max(now);
+        if self.0.first.is_some() {
             return;
         }
-        self.first = Some(now);
-        self.leave();
-        let decision = self.decision;
-        self.record(|shard| {
+        self.0.first = Some(now);
+        let (decision, place) = (self.0.decision, self.0.place.take());
+        let _ = on_own(self.0.recorder, move |shard| {
+            leave(shard, place);
             if let Some(cell) = shard.cell(&decision) {
-                cell.write(|cell| cell.bump(STARTED, 1));
+                cell.bump(STARTED, 1);
             }
         });
     }
 
     /// Whether a first token has come.
     pub fn has_started(&self) -> bool {
-        self.first.is_some()
+        self.0.first.is_some()
     }
 
     /// This many more output tokens.
+    #[inline]
     pub fn tokens(&mut self, more: u64) {
-        self.tokens = self.tokens.saturating_add(more);
+        self.0.tokens = self.0.tokens.saturating_add(more);
     }
 
-    /// Raises a flag that the recorder was built with. `false`: there is none of that name, and nothing was raised.
+    /// Raises a flag that the recorder was built with. `false`: there is none of that name, or the recorder is gone, and
+    /// nothing was raised.
     pub fn flag(&mut self, name: &str) -> bool {
-        let index = self.shard.flags.iter().position(|flag| flag == name);
+        let named = |shard: &Shard| shard.flags.iter().position(|flag| flag == name);
+        let index = on_own(self.0.recorder, named).flatten();
         if let Some(index) = index {
-            self.flags |= 1 << index;
+            self.0.flags |= 1 << index;
         }
         index.is_some()
     }
 
     /// Raises flags by their place among the recorder's flags: bit 0 is the first.
     pub fn raise(&mut self, bits: u16) {
-        self.flags |= bits;
+        self.0.flags |= bits;
     }
 
     /// Records how it ended.
-    pub fn finish(mut self, outcome: impl Into<Outcome>, now: Timestamp) {
-        self.last = self.last.max(now);
-        self.close(outcome.into().class, true);
+    #[inline]
+    pub fn finish(self, outcome: impl Into<Outcome>, now: Timestamp) {
+        let class = outcome.into().class;
+        // From here on nothing is left to be dropped: it owns nothing.
+        let mut request = ManuallyDrop::new(self).0;
+        request.last = request.last.max(now);
+        request.close(class, true);
     }
+}
 
-    fn close(&mut self, class: OutcomeClass, timed: bool) {
-        if !std::mem::take(&mut self.open) {
-            return;
-        }
-        self.leave();
+impl Request {
+    #[inline]
+    fn close(self, class: OutcomeClass, timed: bool) {
         let elapsed = |until: Timestamp| until.as_millis().saturating_sub(self.begun.as_millis());
-        let (decision, flags, tokens) = (self.decision, self.flags, self.tokens);
         let first = self.first.map(|first| bucket(elapsed(first)));
         let whole = timed.then(|| bucket(elapsed(self.last)));
         let class = match (class, first) {
             (OutcomeClass::ClientCancel, None) => OutcomeClass::EARLY_CANCEL,
             _ => class.index(),
         };
-        self.record(|shard| {
-            bump(&shard.load(decision.version).ended);
-            let Some(cell) = shard.cell(&decision) else {
+        // Nothing is left to record to when the recorder is gone.
+        let _ = on_own(self.recorder, move |shard| {
+            leave(shard, self.place);
+            bump(&shard.load(self.decision.version).ended);
+            let Some(cell) = shard.cell(&self.decision) else {
                 return;
             };
             cell.write(|cell| {
@@ -223,40 +237,40 @@ impl Ticket {
                 if let Some(whole) = whole {
                     cell.bump(DURATION + whole, 1);
                 }
-                if tokens > 0 {
-                    cell.bump(TOKENS, tokens);
-                }
-                if flags != 0 {
-                    for index in (0..FLAG_COUNT).filter(|index| flags >> index & 1 == 1) {
-                        cell.bump(FLAGS + index, 1);
-                    }
+                cell.bump(TOKENS, self.tokens);
+                if self.flags != 0 {
+                    raise(cell, self.flags);
                 }
             });
         });
     }
+}
 
-    fn leave(&mut self) {
-        if let Some(place) = self.place.take() {
-            self.shard.waiting.leave(place);
-        }
+#[inline]
+fn leave(shard: &Shard, place: Option<Place>) {
+    if let Some(place) = place {
+        shard.waiting.leave(place);
     }
+}
 
-    fn record(&self, run: impl FnOnce(&Arc<Shard>)) {
-        // Nothing is left to record to when the recorder is gone.
-        let _ = on_own(self.shard.recorder, &self.shard.owner, run);
+#[cold]
+fn raise(cell: &Cell, flags: u16) {
+    for index in (0..FLAG_COUNT).filter(|index| flags >> index & 1 == 1) {
+        cell.bump(FLAGS + index, 1);
     }
 }
 
 impl Drop for Ticket {
+    #[inline]
     fn drop(&mut self) {
-        self.close(OutcomeClass::ClientCancel, false);
+        self.0.close(OutcomeClass::ClientCancel, false);
     }
 }
 
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ticket")
-            .field("decision", &self.decision)
+            .field("decision", &self.0.decision)
             .finish_non_exhaustive()
     }
 }

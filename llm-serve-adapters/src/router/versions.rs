@@ -140,6 +140,16 @@ impl<T> Grow<T> {
         let (chunk, at) = Self::locate(index);
         self.chunks.get(chunk)?.get()?.get(at)
     }
+
+    /// The entries whose chunks have been made, with their indices.
+    pub(crate) fn made(&self) -> impl Iterator<Item = (u16, &T)> {
+        let made = self.chunks.iter().zip(0_u32..);
+        let made = made.filter_map(|(chunk, i)| Some((chunk.get()?, (FIRST << i) - FIRST)));
+        made.flat_map(|(chunk, first)| {
+            let numbered = (first..).zip(chunk);
+            numbered.filter_map(|(index, entry)| Some((u16::try_from(index).ok()?, entry)))
+        })
+    }
 }
 
 impl<T: Default> Grow<T> {
@@ -184,5 +194,15 @@ mod tests {
             assert!((chunk, at) == (last.0, last.1 + 1) || (chunk, at) == (last.0 + 1, 0));
             last = (chunk, at);
         }
+    }
+
+    #[test]
+    fn what_has_been_made_is_found_with_its_index() {
+        let grow = Grow::<OnceLock<u16>>::new(OnceLock::new());
+        for index in [3, 500, 65_519] {
+            grow.entry(index).set(index).unwrap();
+        }
+        let found = grow.made().filter_map(|(i, n)| Some((i, *n.get()?)));
+        assert!(found.eq([(3, 3), (500, 500), (65_519, 65_519)]));
     }
 }
