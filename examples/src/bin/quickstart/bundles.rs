@@ -1,7 +1,7 @@
 //! The versions of the story: written as directories, built into manifests, verified.
 
-use examples::terminal::Terminal;
 use examples::lm::{Variant, desk};
+use examples::terminal::Terminal;
 use llm_version_core::fs::{BuildOptions, Progress, VerifyOptions, build, verify};
 use llm_version_core::{
     BaseModel, Dataset, Licence, Manifest, Metadata, Name, Version, VersionId, diff,
