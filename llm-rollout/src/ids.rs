@@ -169,6 +169,14 @@ impl Share {
     /// Everything.
     pub const ALL: Self = Self(10_000);
 
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "the signature that serde's `skip_serializing_if` asks for"
+    )]
+    pub(crate) const fn is_none(&self) -> bool {
+        self.0 == 0
+    }
+
     /// From basis points.
     ///
     /// # Errors

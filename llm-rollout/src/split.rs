@@ -26,6 +26,9 @@ pub struct Split {
     pub share: Share,
     /// Share of the baseline that is treated like the candidate and compared with it; zero for none.
     pub control: Share,
+    /// Share of the baseline's requests that is mirrored to the candidate, whose answers nobody sees; zero for none.
+    #[serde(default, skip_serializing_if = "Share::is_none")]
+    pub mirror: Share,
     /// Fixed for the whole rollout: assignment is a function of salt and key.
     pub salt: u64,
     /// Number of this split; what is observed under another does not count for it.
@@ -45,10 +48,16 @@ impl Split {
             candidate: None,
             share: Share::NONE,
             control: Share::NONE,
+            mirror: Share::NONE,
             salt: 0,
             epoch,
             lease: None,
         }
+    }
+
+    /// Whether the candidate gets any request, be it to answer or mirrored: such a split has a lease.
+    pub const fn exposes(&self) -> bool {
+        self.share.basis_points() > 0 || self.mirror.basis_points() > 0
     }
 }
 
@@ -69,7 +78,7 @@ pub struct Position {
 #[serde(rename_all = "snake_case")]
 #[expect(clippy::exhaustive_enums, reason = "a router must handle each")]
 pub enum Direction {
-    /// A share for the candidate, or a resumption after a lapse. Refused by a mark or a latch.
+    /// A share or a mirror for the candidate, or a resumption after a lapse. Refused by a mark or a latch.
     Forward,
     /// The candidate becomes the baseline. Refused by a mark or a latch.
     Promote,

@@ -120,12 +120,12 @@ impl RouterCore {
             boot,
             fence: Fence::default(),
             at: Position::default(),
-            direction: if split.share.basis_points() > 0 {
+            direction: if split.exposes() {
                 Direction::Forward
             } else {
                 Direction::End
             },
-            lapsed: split.share.basis_points() > 0,
+            lapsed: split.exposes(),
             split,
             deadline: None,
             mark: None,
@@ -139,7 +139,7 @@ impl RouterCore {
             fence: record.fence,
             at: record.at,
             direction: record.direction,
-            lapsed: record.split.share.basis_points() > 0,
+            lapsed: record.split.exposes(),
             split: record.split,
             deadline: None,
             mark: record.mark,
@@ -342,11 +342,7 @@ impl RouterCore {
         {
             return Err(Refused::Lapsed(self.split.epoch));
         }
-        let Some(lease) = order
-            .split
-            .lease
-            .filter(|_| order.split.share.basis_points() > 0)
-        else {
+        let Some(lease) = order.split.lease.filter(|_| order.split.exposes()) else {
             return Ok(None);
         };
         let deadline = order.clock.at.after(lease);
@@ -389,7 +385,7 @@ impl RouterCore {
 
     /// Everything to the baseline of the split in force.
     fn lower(&mut self, epoch: Epoch) {
-        if self.split.share.basis_points() > 0 {
+        if self.split.exposes() {
             self.split = Split::steady(
                 self.split.rollout.clone(),
                 self.split.baseline.clone(),
@@ -414,15 +410,19 @@ fn check_shape(order: &Order) -> Result<&RolloutId, Refused> {
     let Some(rollout) = &split.rollout else {
         return Err(Refused::Malformed("it belongs to no rollout"));
     };
-    if split.share.basis_points() > 0 {
+    if split.exposes() {
         if order.direction != Direction::Forward {
-            return Err(Refused::Malformed("only Forward carries a share"));
+            return Err(Refused::Malformed(
+                "only Forward carries a share or a mirror",
+            ));
         }
         if split.candidate.is_none() {
-            return Err(Refused::Malformed("a share without a candidate"));
+            return Err(Refused::Malformed(
+                "a share or a mirror without a candidate",
+            ));
         }
         if split.lease.is_none() {
-            return Err(Refused::Malformed("a share without a lease"));
+            return Err(Refused::Malformed("a share or a mirror without a lease"));
         }
     }
     if split.share.basis_points() + split.control.basis_points() > 10_000 {
