@@ -22,6 +22,7 @@ mod diff;
 mod digest;
 #[cfg(feature = "fs")]
 pub mod fs;
+mod gguf;
 mod id;
 mod json;
 mod kind;
@@ -49,6 +50,7 @@ pub use diff::{
     diff_contents,
 };
 pub use digest::{Digest, ParseDigestError};
+pub use gguf::{GgufError, GgufHeader, GgufTensor};
 pub use id::{BundleRef, ParseIdError, VersionId};
 pub use json::{JsonError, MAX_INTEGER};
 pub use kind::ComponentKind;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -11,12 +11,14 @@ use thiserror::Error;
 
 use super::hash::{HashError, Hashes, Look, Plan, Run, chunks, hash_files};
 use super::inspect::{self, HeaderError, Inspection};
+use super::onnx::external_files;
 use super::problem::{Problem, ProblemKind, Warning, WarningKind};
 use super::shards::{self, Headers};
 use super::walk::{Found, Symlinks, Tree, walk};
 use super::{METADATA_FILE, OnProgress};
-use crate::content::{FileFormat, LfsPointer, SecretFound};
+use crate::content::{FileFormat, SecretFound};
 use crate::diff::Contents;
+use crate::gguf::GgufHeader;
 use crate::json::{self, JsonError};
 use crate::kind::{ComponentKind, has_extension};
 use crate::manifest::{CHUNK_BYTES, Component, Draft, Manifest, ManifestError, Tensor};
@@ -305,6 +307,8 @@ pub fn build(dir: &Path, options: &BuildOptions<'_>) -> Result<Built, BuildError
     let dependencies = read_dependencies(&tree)?;
     let headers = headers(&mut tree, &kinds);
     check_indices(&mut tree, &kinds, &headers)?;
+    let by_name: Vec<FileFormat> = tree.files.iter().map(inspect::format_by_name).collect();
+    check_models(&mut tree, &by_name, true);
     let plans: Vec<Plan> = tree
         .files
         .iter()
@@ -324,6 +328,16 @@ pub fn build(dir: &Path, options: &BuildOptions<'_>) -> Result<Built, BuildError
         &mut tree.problems,
         &mut tree.warnings,
     );
+    // Models under other names, as their content shows.
+    let by_content = hashes
+        .iter()
+        .zip(by_name)
+        .map(|(hashes, named)| match hashes {
+            Some(hashes) if named == FileFormat::Other => hashes.inspection.format,
+            _ => FileFormat::Other,
+        });
+    let by_content: Vec<FileFormat> = by_content.collect();
+    check_models(&mut tree, &by_content, false);
     for ((found, kind), hashes) in tree.files.iter().zip(&kinds).zip(&hashes) {
         if let Some(hashes) = hashes {
             let path = found.path.as_str();
@@ -442,24 +456,105 @@ fn headers(tree: &mut Tree, kinds: &[ComponentKind]) -> Headers {
                 headers.insert(path.to_owned(), header);
                 continue;
             }
-            // A pointer in place of the file is named as such when its content is looked at.
-            Err(HeaderError::Malformed(_)) if is_pointer(found) => continue,
+            Err(HeaderError::Malformed(_)) if is_stand_in(found) => continue,
             Err(HeaderError::Malformed(error)) => ProblemKind::Safetensors(error),
-            Err(HeaderError::Hash(HashError::Io(error))) => ProblemKind::Unreadable {
-                error: error.to_string(),
-            },
-            Err(HeaderError::Hash(_)) => ProblemKind::ChangedWhileReading,
+            Err(HeaderError::Hash(error)) => unread(error),
         };
         tree.problems.push(Problem::new(path, problem));
     }
     headers
 }
 
-fn is_pointer(found: &Found) -> bool {
-    let limit = LfsPointer::MAX_BYTES as u64;
-    found.stamp.size <= limit
-        && read_small(&found.location, found.path.as_str(), limit)
-            .is_ok_and(|bytes| FileFormat::of_prefix(&bytes) == FileFormat::GitLfsPointer)
+/// Checks what GGUF and ONNX files say of themselves: their tensors must lie where they should. What merely begins like
+/// an ONNX file, without being `named` so, may be something else.
+fn check_models(tree: &mut Tree, formats: &[FileFormat], named: bool) {
+    for (found, format) in tree.files.iter().zip(formats) {
+        let path = found.path.as_str();
+        let size = found.stamp.size;
+        let open = |problems: &mut Vec<Problem>| {
+            let opened = File::open(&found.location).map_err(HashError::Io);
+            match opened.and_then(|file| found.same(&file).map(|()| file)) {
+                Ok(file) => Some(file),
+                Err(error) => {
+                    problems.push(Problem::new(path, unread(error)));
+                    None
+                }
+            }
+        };
+        match format {
+            FileFormat::Gguf | FileFormat::Onnx if is_stand_in(found) => {}
+            FileFormat::Gguf => {
+                let Some(file) = open(&mut tree.problems) else {
+                    continue;
+                };
+                if let Err(error) = GgufHeader::read(&mut BufReader::new(file), size) {
+                    let problem = Problem::new(path, ProblemKind::Gguf(error));
+                    tree.problems.push(problem);
+                }
+            }
+            FileFormat::Onnx => {
+                let Some(file) = open(&mut tree.problems) else {
+                    continue;
+                };
+                match external_files(file, size) {
+                    Ok(files) => {
+                        let kinds = files.into_iter().filter_map(|(location, needed)| {
+                            external_problem(found, location, needed, &tree.files)
+                        });
+                        let problems = kinds.map(|kind| Problem::new(path, kind));
+                        tree.problems.extend(problems);
+                    }
+                    Err(error) if named => {
+                        let problem = Problem::new(path, ProblemKind::Onnx(error));
+                        tree.problems.push(problem);
+                    }
+                    Err(_) => {}
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What is wrong with a file in which tensors of `model` lie. A place outside the bundle counts as missing.
+fn external_problem(
+    model: &Found,
+    location: String,
+    needed: u64,
+    files: &[Found],
+) -> Option<ProblemKind> {
+    let folder = model.path.as_str().rsplit_once('/').map_or("", |(f, _)| f);
+    let path = format!("{folder}/{}", location.trim_start_matches("./"));
+    let at = files.binary_search_by(|f| f.path.as_str().cmp(&path));
+    match at.ok().and_then(|at| files.get(at)) {
+        None => Some(ProblemKind::MissingExternalData { location }),
+        Some(file) if file.stamp.size < needed => Some(ProblemKind::ExternalDataTooShort {
+            location,
+            needed,
+            found: file.stamp.size,
+        }),
+        Some(_) => None,
+    }
+}
+
+fn unread(error: HashError) -> ProblemKind {
+    match error {
+        HashError::Io(error) => ProblemKind::Unreadable {
+            error: error.to_string(),
+        },
+        HashError::Changed | HashError::Cancelled => ProblemKind::ChangedWhileReading,
+    }
+}
+
+/// Whether something stands in place of the file that is named as such when its content is looked at.
+fn is_stand_in(found: &Found) -> bool {
+    let mut prefix = Vec::new();
+    let opened = File::open(&found.location);
+    opened.is_ok_and(|file| file.take(512).read_to_end(&mut prefix).is_ok())
+        && matches!(
+            FileFormat::of_prefix(&prefix),
+            FileFormat::GitLfsPointer | FileFormat::Html
+        )
 }
 
 fn check_indices(
@@ -541,5 +636,73 @@ impl Contents for Folder<'_> {
     fn read(&self, component: &Component) -> Option<Vec<u8>> {
         let path = component.path.as_str();
         read_small(&self.0.join(path), path, component.size).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(files: &[(&str, &[u8])]) -> Vec<Problem> {
+        let folder = tempfile::tempdir().unwrap();
+        let weights = folder.path().join("model/weights");
+        std::fs::create_dir_all(&weights).unwrap();
+        let metadata = r#"{"format":"llm-metadata/1","name":"chat","version":"1.0.0"}"#;
+        std::fs::write(folder.path().join(METADATA_FILE), metadata).unwrap();
+        for (name, bytes) in files {
+            std::fs::write(weights.join(name), bytes).unwrap();
+        }
+        match build(folder.path(), &BuildOptions::new()) {
+            Ok(_) => Vec::new(),
+            Err(BuildError::Tree(problems)) => problems,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn gguf_files_are_whole_whatever_they_are_called() {
+        let file = crate::gguf::tests::file(&[("a", 3), ("b", 100)]);
+        let cut = file.split_last().unwrap().1;
+        assert_eq!(problems(&[("m.gguf", &file), ("m.bin", &file)]), []);
+        for name in ["m.gguf", "m.bin"] {
+            let found = problems(&[(name, cut)]);
+            let [problem] = &found[..] else {
+                panic!("{found:?}")
+            };
+            assert!(problem.path.ends_with(name));
+            let truncated = matches!(&problem.kind, ProblemKind::Gguf(crate::GgufError::Truncated { tensor, .. }) if tensor == "b");
+            assert!(truncated, "{problem}");
+        }
+        let found = problems(&[("m.gguf", b"something else")]);
+        assert!(matches!(found[0].kind, ProblemKind::Gguf(_)), "{found:?}");
+    }
+
+    #[test]
+    fn onnx_models_have_all_their_files() {
+        let model = super::super::onnx::tests::model(&[("m.data", 64, 100), ("./m.data", 0, 8)]);
+        let (whole, short) = ([0; 164], [0; 163]);
+        assert_eq!(problems(&[("m.onnx", &model), ("m.data", &whole)]), []);
+        let kind = |files: &[(&str, &[u8])]| problems(files).remove(0).kind;
+        for name in ["m.onnx", "m.pb"] {
+            assert!(matches!(
+                kind(&[(name, &model)]),
+                ProblemKind::MissingExternalData { .. }
+            ));
+        }
+        assert_eq!(
+            kind(&[("m.onnx", &model), ("m.data", &short)]),
+            ProblemKind::ExternalDataTooShort {
+                location: "m.data".to_owned(),
+                needed: 164,
+                found: 163
+            }
+        );
+        for outside in ["../../metadata.json", "/etc/hostname"] {
+            let model = super::super::onnx::tests::model(&[(outside, 0, 1)]);
+            let missing = kind(&[("m.onnx", &model)]);
+            assert!(matches!(missing, ProblemKind::MissingExternalData { .. }));
+        }
+        let cut = model.split_last().unwrap().1;
+        assert!(matches!(kind(&[("m.onnx", cut)]), ProblemKind::Onnx(_)));
     }
 }

@@ -442,9 +442,11 @@ fn place(path: &str, adapter: bool) -> String {
     let record = ["README", "LICENSE", "LICENCE", "NOTICE", "USE_POLICY"]
         .iter()
         .any(|r| name.to_ascii_uppercase().starts_with(r));
+    // Tensors of an ONNX model in files of their own: `model.onnx_data`, `model.onnx.data`.
+    let external = name.contains(".onnx_data") || is(&["data"]);
     if path.contains('/') {
         // Folders of a repository keep their shape.
-        return if is(&["safetensors", "bin", "gguf", "onnx", "pt", "pth"]) {
+        return if external || is(&["safetensors", "bin", "gguf", "onnx", "pt", "pth"]) {
             format!("model/weights/{path}")
         } else {
             format!("model/files/{path}")
@@ -483,7 +485,8 @@ fn place(path: &str, adapter: bool) -> String {
         "ckpt",
         "h5",
         "msgpack",
-    ]) || name.ends_with(".index.json")
+    ]) || external
+        || name.ends_with(".index.json")
     {
         format!("model/weights/{name}")
     } else if is(&["json", "py"]) {

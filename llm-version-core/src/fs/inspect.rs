@@ -161,6 +161,18 @@ pub(crate) fn safetensors_header(found: &Found) -> Result<SafetensorsHeader, Hea
     SafetensorsHeader::parse(&header, size).map_err(malformed)
 }
 
+/// The format that a file's name promises, where that is checked before hours of hashing.
+pub(crate) fn format_by_name(found: &Found) -> FileFormat {
+    let is = |extension| crate::kind::has_extension(found.path.file_name(), extension);
+    if is("gguf") {
+        FileFormat::Gguf
+    } else if is("onnx") {
+        FileFormat::Onnx
+    } else {
+        FileFormat::Other
+    }
+}
+
 /// Suffixes of downloads that have not finished.
 const PARTIAL: [&str; 7] = [
     "incomplete",

@@ -12,6 +12,7 @@ mod hf;
 mod inspect;
 mod materialise;
 mod oci;
+mod onnx;
 mod problem;
 mod shards;
 #[cfg(feature = "oms")]
@@ -27,6 +28,7 @@ pub use dvc::{DvcError, dvc_digest};
 pub use hf::{HfDigest, HfError, HfFile, HfSnapshot};
 pub use materialise::{FolderSource, Materialised, Sharing, materialise};
 pub use oci::{OciError, export_oci, import_oci};
+pub use onnx::OnnxError;
 pub use problem::{Problem, ProblemKind, Warning, WarningKind};
 #[cfg(feature = "oms")]
 pub use sign::{TreeSignatureError, sign_tree, verify_tree_signature};

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
+use super::onnx::OnnxError;
 use crate::content::FileFormat;
+use crate::gguf::GgufError;
 use crate::path::PathError;
 use crate::safetensors::SafetensorsError;
 
@@ -73,6 +75,24 @@ pub enum ProblemKind {
     },
     /// A safetensors file whose header is malformed or untrue.
     Safetensors(SafetensorsError),
+    /// A GGUF file whose header is malformed or untrue.
+    Gguf(GgufError),
+    /// An ONNX file that cannot be read as one.
+    Onnx(OnnxError),
+    /// Tensors of an ONNX model lie in a file that is not there.
+    MissingExternalData {
+        /// The file, as the model names it.
+        location: String,
+    },
+    /// Tensors of an ONNX model lie beyond the end of their file.
+    ExternalDataTooShort {
+        /// The file, as the model names it.
+        location: String,
+        /// Bytes that it must have.
+        needed: u64,
+        /// Bytes that it has.
+        found: u64,
+    },
     /// An index of shards that cannot be read.
     BadIndex {
         /// What is wrong.
@@ -215,6 +235,20 @@ impl fmt::Display for ProblemKind {
                 "line {line} looks like a secret ({what}); remove and revoke it, or allow secrets if it is none"
             ),
             Self::Safetensors(error) => error.fmt(f),
+            Self::Gguf(error) => error.fmt(f),
+            Self::Onnx(error) => error.fmt(f),
+            Self::MissingExternalData { location } => write!(
+                f,
+                "its tensors lie in {location:?}, which is not there; put it beside the model"
+            ),
+            Self::ExternalDataTooShort {
+                location,
+                needed,
+                found,
+            } => write!(
+                f,
+                "its tensors need {needed} bytes of {location:?}, which has {found}; download both again"
+            ),
             Self::BadIndex { error } => write!(f, "not a usable index of shards: {error}"),
             Self::MissingShard { shard } => {
                 write!(f, "names the shard {shard:?}, which is not there; download it")

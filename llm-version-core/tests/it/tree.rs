@@ -255,7 +255,7 @@ fn chunk_digests_verify_only_under_a_trusted_record() {
     let folder = bundle();
     let root = folder.path();
     fs::create_dir_all(root.join("model/weights")).unwrap();
-    let big = root.join("model/weights/model.gguf");
+    let big = root.join("model/weights/model.bin");
     fs::File::create(&big)
         .unwrap()
         .set_len(CHUNK_BYTES + 1)
@@ -282,7 +282,7 @@ fn chunk_digests_verify_only_under_a_trusted_record() {
     match verify(root, &chunked, &options) {
         Err(VerifyError::Differs(report)) => assert_eq!(
             names(&report.mismatch.modified),
-            ["model/weights/model.gguf"]
+            ["model/weights/model.bin"]
         ),
         other => panic!("{other:?}"),
     }
