@@ -50,19 +50,55 @@ impl FolderStore {
     /// # Errors
     /// When the folder cannot be made.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        let store = Self {
-            root: root.into(),
-            next: AtomicU64::new(0),
-        };
+        let store = Self::at(root);
         for folder in ["objects", "blobs/sha256", "temporary"] {
             store.make_folder(&store.root.join(folder))?;
         }
         Ok(store)
     }
 
+    /// Opens a store that exists, making nothing: for readers, and so that a mistyped path is no empty registry.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`] where there is none.
+    pub fn open_existing(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let store = Self::at(root);
+        let folder = store.root.join("objects");
+        match absent(fs::metadata(&folder), &folder)? {
+            Some(metadata) if metadata.is_dir() => Ok(store),
+            _ => Err(StoreError::Absent {
+                place: store.root.display().to_string(),
+            }),
+        }
+    }
+
+    fn at(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            next: AtomicU64::new(0),
+        }
+    }
+
     /// The folder.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Blobs that are not read-only any more: folders that share them by hard links can be edited in place, and the
+    /// registry with them. Ascending by digest.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn writable_blobs(&self) -> Result<Vec<Digest>, StoreError> {
+        let mut writable = Vec::new();
+        for (digest, _) in self.blobs()? {
+            let path = self.blob(&digest);
+            let metadata = absent(fs::metadata(&path), &path)?;
+            if metadata.is_some_and(|m| !m.permissions().readonly()) {
+                writable.push(digest);
+            }
+        }
+        Ok(writable)
     }
 
     /// Removes temporary files that crashes left behind. Writers that are at work lose theirs, fail and try again, so
@@ -73,7 +109,10 @@ impl FolderStore {
     pub fn remove_leftovers(&self) -> Result<u64, StoreError> {
         let folder = self.root.join("temporary");
         let mut removed = 0;
-        for entry in fs::read_dir(&folder).map_err(failed(&folder))? {
+        let Some(entries) = absent(fs::read_dir(&folder), &folder)? else {
+            return Ok(0);
+        };
+        for entry in entries {
             let path = entry.map_err(failed(&folder))?.path();
             fs::remove_file(&path).map_err(failed(&path))?;
             removed += 1;
@@ -116,6 +155,7 @@ impl FolderStore {
     /// A new, empty temporary file that no other process has.
     fn temporary(&self) -> Result<(PathBuf, File), StoreError> {
         let folder = self.root.join("temporary");
+        self.make_folder(&folder)?;
         for _ in 0..ATTEMPTS {
             let n = self.next.fetch_add(1, Ordering::Relaxed);
             let path = folder.join(n.to_string());
@@ -255,7 +295,10 @@ impl Store for FolderStore {
     fn blobs(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
         let root = self.root.join("blobs/sha256");
         let mut blobs = Vec::new();
-        for folder in fs::read_dir(&root).map_err(failed(&root))? {
+        let Some(folders) = absent(fs::read_dir(&root), &root)? else {
+            return Ok(blobs);
+        };
+        for folder in folders {
             let folder = folder.map_err(failed(&root))?.path();
             for entry in fs::read_dir(&folder).map_err(failed(&folder))? {
                 let entry = entry.map_err(failed(&folder))?;

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::sync::PoisonError;
 
-use super::log::{Event, LogEntry, LogHead, Note, RecordInfo, entry_digest};
+use super::log::{Event, LogEntry, LogHead, Note, RecordInfo};
 use super::{Registry, RegistryError, Store, copy_verified, log_key};
 use crate::digest::Digest;
 use crate::id::VersionId;
@@ -84,10 +84,7 @@ impl<S: Store> Registry<S> {
                 seq: head.entries,
                 why,
             })?;
-            head = LogHead {
-                entries: entry.seq + 1,
-                digest: entry_digest(&bytes),
-            };
+            head = entry.head();
             contains |= known == Some(&head);
             entries.push(entry);
         }

@@ -140,6 +140,8 @@ pub enum Event {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct LogEntry {
+    /// The digest of the fields below, by which the next entry refers to this one.
+    pub digest: Digest,
     /// What happened.
     pub event: Event,
     /// Who, when and why.
@@ -150,7 +152,8 @@ pub struct LogEntry {
     pub seq: u64,
 }
 
-/// The end of a log: keep it elsewhere, and a log that was cut or replaced is found out.
+/// The end of a log. An entry that was edited is found by its digest, one taken out by the next; entries cut off at the
+/// end, or rewritten together with every digest after them, are found only by a head that was kept elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -171,13 +174,57 @@ impl LogHead {
     }
 }
 
-/// The digest by which the next entry refers to this one.
-pub(super) fn entry_digest(bytes: &[u8]) -> Digest {
-    let hash = Sha256::new_with_prefix(b"llm-version/log/1\0").chain_update(bytes);
-    Digest::new(hash.finalize().into())
+/// An entry without its own digest.
+#[derive(Serialize)]
+struct Unsealed<'a> {
+    event: &'a Event,
+    note: &'a Note,
+    previous: &'a Digest,
+    seq: u64,
 }
 
 impl LogEntry {
+    /// The entry after `head`.
+    fn new(event: Event, note: Note, head: &LogHead) -> Self {
+        let mut entry = Self {
+            digest: head.digest,
+            event,
+            note,
+            previous: head.digest,
+            seq: head.entries,
+        };
+        entry.digest = entry.content_digest();
+        entry
+    }
+
+    /// The digest of everything but the digest.
+    fn content_digest(&self) -> Digest {
+        let Self {
+            event,
+            note,
+            previous,
+            ..
+        } = self;
+        let unsealed = Unsealed {
+            event,
+            note,
+            previous,
+            seq: self.seq,
+        };
+        // Strings, integers and digests serialise without failing.
+        let bytes = serde_json::to_vec(&unsealed).unwrap_or_default();
+        let hash = Sha256::new_with_prefix(b"llm-version/log/1\0").chain_update(bytes);
+        Digest::new(hash.finalize().into())
+    }
+
+    /// The head of a log that ends with this entry.
+    pub(super) const fn head(&self) -> LogHead {
+        LogHead {
+            entries: self.seq + 1,
+            digest: self.digest,
+        }
+    }
+
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         // Strings, integers and digests serialise without failing; an empty entry would be refused when read.
         serde_json::to_vec(self).unwrap_or_default()
@@ -196,6 +243,9 @@ impl LogEntry {
         }
         if entry.to_bytes() != bytes {
             return Err("its bytes are not in the canonical form".to_owned());
+        }
+        if entry.digest != entry.content_digest() {
+            return Err("it is not what its digest says; it was altered".to_owned());
         }
         Ok(entry)
     }
@@ -276,23 +326,16 @@ impl State {
     pub(super) fn next(&self, event: Event, note: &Note) -> LogEntry {
         let mut note = note.clone();
         note.at = note.at.max(self.last_at).min(MAX_INTEGER);
-        LogEntry {
-            event,
-            note,
-            previous: self.head.digest,
-            seq: self.head.entries,
-        }
+        LogEntry::new(event, note, &self.head)
     }
 
     /// Folds in the bytes of the next entry.
     pub(super) fn apply(&mut self, bytes: &[u8]) -> Result<(), String> {
+        let entry = LogEntry::parse(bytes, &self.head)?;
+        self.head = entry.head();
         let LogEntry {
             event, note, seq, ..
-        } = LogEntry::parse(bytes, &self.head)?;
-        self.head = LogHead {
-            entries: seq + 1,
-            digest: entry_digest(bytes),
-        };
+        } = entry;
         self.last_at = self.last_at.max(note.at);
         match event {
             Event::Staged { id, record } => {

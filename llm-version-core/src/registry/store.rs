@@ -23,6 +23,12 @@ pub enum StoreError {
         /// What the place said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// No store there, where one must exist.
+    #[error("{place}: no registry there; check the path, or publish to it, which makes one")]
+    Absent {
+        /// The place.
+        place: String,
+    },
     /// Bytes are not what their digest says.
     #[error(
         "blob {expected}: the bytes have digest {found}; they were altered or cut, put them again"

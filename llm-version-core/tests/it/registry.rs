@@ -462,7 +462,7 @@ fn a_log_that_was_edited_cut_or_replaced_is_found_out() {
     let edits = [
         text.replace("ana", "eve"),
         text.replace("\"seq\":2", "\"seq\":3"),
-        text.replace("{\"event\"", "{ \"event\""),
+        text.replace("{\"digest\"", "{ \"digest\""),
         text.replace("\"seq\":2", "\"seq\":2,\"seq\":2"),
         text[..text.len() / 2].to_owned(),
         String::new(),
@@ -487,17 +487,19 @@ fn a_log_that_was_edited_cut_or_replaced_is_found_out() {
     fs::rename(log_file(root, 2), root.join("x")).unwrap();
     fs::rename(log_file(root, 3), log_file(root, 2)).unwrap();
     fs::rename(root.join("x"), log_file(root, 3)).unwrap();
-    // The last entry edited or cut off: only a head kept elsewhere shows it, or a process that saw it.
+    // The last entry edited: its own digest shows it.
     let last = fs::read(log_file(root, 5)).unwrap();
-    fs::write(
-        log_file(root, 5),
-        String::from_utf8(last.clone())
-            .unwrap()
-            .replace("ana", "eve"),
-    )
-    .unwrap();
+    let edited = String::from_utf8(last.clone()).unwrap();
+    fs::write(log_file(root, 5), edited.replace("ana", "eve")).unwrap();
+    assert!(matches!(open(), Err(RegistryError::Log { seq: 5, .. })));
+    // Cut off and replaced by another in good form: only a head kept elsewhere shows it, or a process that saw it.
+    fs::remove_file(log_file(root, 5)).unwrap();
+    let other = open().unwrap();
+    let id = other.versions(&name("chat")).unwrap().remove(0);
+    other.revoke(&id, &note(9)).unwrap();
+    assert!(other.verify_log(None).is_ok());
     assert!(matches!(
-        open().unwrap().verify_log(Some(&head)),
+        other.verify_log(Some(&head)),
         Err(RegistryError::LogCut { .. })
     ));
     fs::remove_file(log_file(root, 5)).unwrap();
@@ -623,4 +625,43 @@ fn directories_go_in_and_come_out_the_same() {
         )
         .unwrap();
     assert_eq!(registry.store().blobs().unwrap().len(), before.len() + 1);
+}
+
+#[test]
+fn readers_make_no_registry() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("registry");
+    let absent = FolderStore::open_existing(&root);
+    assert!(matches!(absent, Err(StoreError::Absent { .. })));
+    assert!(!root.exists());
+    fs::create_dir(&root).unwrap();
+    assert!(FolderStore::open_existing(&root).is_err());
+    let registry = Registry::open(FolderStore::open(&root).unwrap()).unwrap();
+    // What a crash right after the first folder would leave is a registry that can be written to.
+    for folder in ["temporary", "blobs"] {
+        fs::remove_dir_all(root.join(folder)).unwrap();
+    }
+    drop(registry);
+    let registry = Registry::open(FolderStore::open_existing(&root).unwrap()).unwrap();
+    assert_eq!(registry.store().blobs().unwrap(), []);
+    assert_eq!(registry.store().remove_leftovers().unwrap(), 0);
+    let id = publish(&registry, (1, 0, 0), "a", 1).unwrap();
+    registry.verify_version(&id).unwrap();
+}
+
+#[test]
+fn blobs_that_can_be_edited_in_place_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let registry = Registry::open(FolderStore::open(root).unwrap()).unwrap();
+    publish(&registry, (1, 0, 0), "a", 1).unwrap();
+    assert_eq!(registry.store().writable_blobs().unwrap(), []);
+    let digest = Digest::of(b"a");
+    let hex = digest.to_string();
+    let blob = root.join("blobs/sha256").join(&hex[..2]).join(&hex);
+    // What an editor does: a new file of the same bytes.
+    let bytes = fs::read(&blob).unwrap();
+    fs::remove_file(&blob).unwrap();
+    fs::write(&blob, bytes).unwrap();
+    assert_eq!(registry.store().writable_blobs().unwrap(), [digest]);
 }
