@@ -89,6 +89,24 @@ pub struct Judgement {
     pub gates: Vec<GateEvidence>,
 }
 
+impl Judgement {
+    /// The judgement of a stage that no gate watches, because the plan says so or nobody is exposed: it passes, having looked at nothing.
+    pub const fn ungated(epoch: u64, from: u64, to: u64) -> Self {
+        Self {
+            verdict: Verdict::Pass,
+            action: None,
+            epoch,
+            from,
+            to,
+            samples: 0,
+            log_evidence: f64::MIN,
+            bound: f64::MAX,
+            paused: false,
+            gates: Vec::new(),
+        }
+    }
+}
+
 /// Part of alpha that tests which learn noise spend on excluding noise levels.
 const NOISE_SHARE: f64 = 0.1;
 
