@@ -18,7 +18,7 @@ pub use ids::{
 };
 pub use plan::{Advance, MetricDef, Plan, PlanError, PlanSpec, StageSpec};
 pub use rollout::{Cause, Hold, Phase, Recovery, Replay, Rollout, State};
-pub use split::{Direction, Observed, Order, Position, RouterClock, RouterState, Split};
+pub use split::{Direction, Observed, Order, Position, Raise, RouterClock, RouterState, Split};
 pub use step::{
     Command, Effect, Heartbeat, Input, Intent, IntentId, Look, Notice, Outcome, Step, Verb,
 };

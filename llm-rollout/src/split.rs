@@ -36,9 +36,70 @@ pub struct Split {
     /// How long a candidate share outlives its last renewal; none where nothing can lapse.
     #[serde(with = "crate::split::millis")]
     pub lease: Option<Duration>,
+    /// What conversations that have begun earlier keep, the oldest first; at most [`Self::LONGEST_RAMP`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ramp: Vec<Raise>,
+    /// Shares that later stages will give the candidate, rising, while it has none: requests are counted by the slice that
+    /// they will be in, so that it is known how the slices of one baseline differ. At most [`Self::MOST_AHEAD`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ahead: Vec<Share>,
+}
+
+/// An earlier split of the same rollout, as conversations know it that began while it was in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain data: hosts write routers against it"
+)]
+pub struct Raise {
+    /// Conversations that began before this moment keep the shares below.
+    pub before: Timestamp,
+    /// The candidate's share until then.
+    pub share: Share,
+    /// The control arm's share until then.
+    pub control: Share,
 }
 
 impl Split {
+    /// The most raises that a split remembers; beyond that the oldest is forgotten.
+    pub const LONGEST_RAMP: usize = 16;
+    /// The most future shares that are counted apart.
+    pub const MOST_AHEAD: usize = 7;
+    /// How long a new share may take to reach every router: conversations that begin within this time after it was decided
+    /// still keep the shares before it, on every router alike.
+    pub const SETTLING: Duration = Duration::from_secs(10);
+
+    /// The ramp of the split that follows this one with these shares, decided now.
+    #[must_use]
+    pub fn ramp_to(
+        &self,
+        rollout: &RolloutId,
+        (share, control): (Share, Share),
+        now: Timestamp,
+    ) -> Vec<Raise> {
+        if self.rollout.as_ref() != Some(rollout) {
+            return Vec::new();
+        }
+        let mut ramp = self.ramp.clone();
+        if (self.share, self.control) != (share, control) {
+            ramp.push(Raise {
+                before: now.after(Self::SETTLING),
+                share: self.share,
+                control: self.control,
+            });
+        }
+        let surplus = ramp.len().saturating_sub(Self::LONGEST_RAMP);
+        ramp.drain(..surplus);
+        ramp
+    }
+
+    /// What a split that gives the candidate nothing counts ahead, of the shares that later stages will give it.
+    pub fn ahead_of(later: impl IntoIterator<Item = Share>) -> Vec<Share> {
+        let shares = later.into_iter().filter(|share| !share.is_none());
+        let rising: std::collections::BTreeSet<Share> = shares.collect();
+        rising.into_iter().take(Self::MOST_AHEAD).collect()
+    }
+
     /// All traffic to one version, for good: no candidate, no lease.
     pub fn steady(rollout: Option<RolloutId>, version: VersionId, epoch: Epoch) -> Self {
         Self {
@@ -52,6 +113,8 @@ impl Split {
             salt: 0,
             epoch,
             lease: None,
+            ramp: Vec::new(),
+            ahead: Vec::new(),
         }
     }
 
@@ -193,5 +256,55 @@ pub(crate) mod millis {
         from: D,
     ) -> Result<Option<Duration>, D::Error> {
         Ok(Option::<u64>::deserialize(from)?.map(Duration::from_millis))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use llm_version_core::{Digest, Name, Version};
+
+    fn share(points: u16) -> Share {
+        Share::new(points).unwrap()
+    }
+
+    #[test]
+    fn a_ramp_remembers_what_was_in_force() {
+        let id = RolloutId::new("a").unwrap();
+        let version = VersionId::new(
+            Name::new("chat").unwrap(),
+            Version::new(1, 0, 0),
+            Digest::of(b"1"),
+        );
+        let mut split = Split::steady(Some(id.clone()), version, Epoch::default());
+        for step in 1..=20_u16 {
+            let now = Timestamp::from_millis(u64::from(step) * 60_000);
+            let next = (share(100 * step), share(100 * step));
+            let ramp = split.ramp_to(&id, next, now);
+            let newest = ramp.last().unwrap();
+            assert_eq!(newest.before, now.after(Split::SETTLING));
+            assert_eq!((newest.share, newest.control), (split.share, split.control));
+            assert!(ramp.is_sorted_by_key(|raise| (raise.before, raise.share)));
+            assert!(ramp.len() <= Split::LONGEST_RAMP);
+            (split.share, split.control) = next;
+            split.ramp = ramp;
+            // The same shares again, after a lapse, are no raise.
+            assert_eq!(split.ramp_to(&id, next, now), split.ramp);
+        }
+        assert_eq!(split.ramp.len(), Split::LONGEST_RAMP);
+        let other = RolloutId::new("b").unwrap();
+        assert!(
+            split
+                .ramp_to(&other, (share(1), share(0)), Timestamp::default())
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn what_is_ahead_rises_and_is_bounded() {
+        let later = [0, 500, 100, 500, 10_000].map(share);
+        assert_eq!(Split::ahead_of(later), [100, 500, 10_000].map(share));
+        let many = Split::ahead_of((1..1_000).map(share));
+        assert_eq!(many.len(), Split::MOST_AHEAD);
     }
 }

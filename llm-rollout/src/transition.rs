@@ -606,12 +606,24 @@ impl<'a> Draft<'a> {
         };
         self.enter(Phase::Shifting { stage });
         self.state.dwell = Duration::ZERO;
+        let shares = (exposure.serve.0, exposure.control.0);
+        let ahead = if exposure.serve.0.is_none() {
+            let later = spec.stages.iter().skip(stage + 1);
+            Split::ahead_of(later.map(|stage| stage.serve.0))
+        } else {
+            Vec::new()
+        };
         self.state.split = Split {
             candidate: Some(self.rollout.candidate().clone()),
             share: exposure.serve.0,
             control: exposure.control.0,
             salt: self.rollout.salt(),
             lease: Some(spec.lease.ttl),
+            ramp: self
+                .state
+                .split
+                .ramp_to(self.rollout.id(), shares, self.now),
+            ahead,
             ..Split::steady(
                 Some(self.rollout.id().clone()),
                 self.rollout.baseline().clone(),
