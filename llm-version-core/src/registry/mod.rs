@@ -132,7 +132,11 @@ impl<S: Store> Registry<S> {
                     limit: log::MAX_ENTRY,
                 });
             }
-            if self.store.create(&log_key(entry.seq), &bytes)? == Created::New {
+            let key = log_key(entry.seq);
+            // Who repeats a creation whose reply was lost finds his own entry.
+            let ours = self.store.create(&key, &bytes)? == Created::New
+                || self.store.read(&key)?.is_some_and(|found| found == bytes);
+            if ours {
                 state.apply(&bytes).map_err(|why| RegistryError::Log {
                     seq: entry.seq,
                     why,

@@ -154,6 +154,52 @@ fn a_crash_at_any_write_leaves_a_whole_registry() {
     panic!("the life never ended");
 }
 
+/// A store whose creations are repeated by something below it, because their first replies were lost.
+#[derive(Debug)]
+struct Repeating(MemoryStore);
+
+impl Store for Repeating {
+    fn create(&self, key: &str, bytes: &[u8]) -> Result<Created, StoreError> {
+        self.0.create(key, bytes)?;
+        self.0.create(key, bytes)
+    }
+    fn read(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.0.read(key)
+    }
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        self.0.list(prefix)
+    }
+    fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.0.delete(key)
+    }
+    fn put_blob(&self, digest: &Digest, bytes: &mut dyn Read) -> Result<(), StoreError> {
+        self.0.put_blob(digest, bytes)
+    }
+    fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        self.0.blob_size(digest)
+    }
+    fn open_blob(&self, digest: &Digest) -> Result<Option<Box<dyn Read + Send>>, StoreError> {
+        self.0.open_blob(digest)
+    }
+    fn blobs(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
+        self.0.blobs()
+    }
+    fn delete_blob(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.0.delete_blob(digest)
+    }
+}
+
+#[test]
+fn a_repeated_creation_of_an_own_entry_is_no_lost_race() {
+    let repeating = Repeating(MemoryStore::new());
+    life(&repeating).unwrap();
+    let registry = Registry::open(&repeating).unwrap();
+    let undisturbed = MemoryStore::new();
+    life(&undisturbed).unwrap();
+    let expected = Registry::open(&undisturbed).unwrap();
+    assert_eq!(registry.head().unwrap(), expected.head().unwrap());
+}
+
 /// Runs a test of this program in another process, in `folder`.
 fn other_process(test: &str, folder: &Path, writer: &str) -> std::process::Child {
     Command::new(std::env::current_exe().unwrap())
