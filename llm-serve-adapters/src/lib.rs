@@ -15,6 +15,8 @@ pub mod layer;
 pub mod notify;
 mod plane;
 pub mod recorder;
+#[cfg(feature = "object-store")]
+pub mod registry;
 pub mod router;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
