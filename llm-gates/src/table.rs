@@ -11,6 +11,7 @@ use thiserror::Error;
 pub use report::{TableReport, TableRow};
 pub use sample::{Measurement, Sample};
 
+use crate::verdict::is_unit;
 use crate::{Action, Verdict};
 
 /// Measurements by metric.
@@ -94,7 +95,10 @@ impl Default for Criterion {
 pub struct TableGate {
     /// Name of the metric.
     pub metric: String,
-    /// On which side of the threshold it must be.
+    /// The metric's unit, for display: `s`, `tokens`, `EUR`. At most 32 characters, none of them a control character.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// On which side of the threshold it must be, and so its direction: below means that the greater is worse.
     pub must_be: Bound,
     /// What it is compared with.
     pub threshold: Threshold,
@@ -115,11 +119,19 @@ impl TableGate {
     ) -> Self {
         Self {
             metric: metric.into(),
+            unit: None,
             must_be,
             threshold,
             criterion: Criterion::default(),
             action,
         }
+    }
+
+    /// The same row with its metric's unit.
+    #[must_use]
+    pub fn unit(mut self, unit: impl Into<String>) -> Self {
+        self.unit = Some(unit.into());
+        self
     }
 
     /// The same row with another criterion.
@@ -189,6 +201,12 @@ pub enum BadGateTable {
         metric: String,
         /// The margin.
         margin: f64,
+    },
+    /// A unit that is none.
+    #[error("the unit of `{metric}` is not 1 to 32 characters that can be shown")]
+    Unit {
+        /// The metric.
+        metric: String,
     },
     /// Two rows on one metric.
     #[error("two rows look at `{metric}`: keep one")]
@@ -267,6 +285,9 @@ impl GateTable {
                     margin,
                 });
             }
+            if gate.unit.as_deref().is_some_and(|u| !is_unit(u)) {
+                return Err(BadGateTable::Unit { metric: metric() });
+            }
             if self.gates[..i].iter().any(|g| g.metric == gate.metric) {
                 return Err(BadGateTable::Duplicate { metric: metric() });
             }
@@ -306,6 +327,7 @@ impl GateTable {
     fn row(&self, gate: &TableGate, measured: Option<&Measurement>) -> TableRow {
         let mut row = TableRow {
             metric: gate.metric.clone(),
+            unit: gate.unit.clone(),
             must_be: gate.must_be,
             observed: None,
             threshold: match gate.threshold {

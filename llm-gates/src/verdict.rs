@@ -75,3 +75,8 @@ impl fmt::Display for Action {
         })
     }
 }
+
+/// Whether a unit is 1 to 32 characters that can be shown.
+pub(crate) fn is_unit(unit: &str) -> bool {
+    (1..=32).contains(&unit.chars().count()) && !unit.chars().any(char::is_control)
+}

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::Action;
+use crate::verdict::is_unit;
 
 /// What is worse.
 #[expect(clippy::exhaustive_enums, reason = "a number has two directions")]
@@ -144,6 +145,9 @@ pub struct GatePlan {
     pub pass: PassWhen,
 }
 
+/// Gates that are compared pair by pair.
+const FEW: usize = 64;
+
 /// Why a plan makes no test.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Error)]
@@ -252,11 +256,16 @@ impl GatePlan {
         if self.gates.is_empty() {
             return Err(BadGatePlan::NoGates);
         }
-        let mut seen = BTreeSet::new();
-        let mut sum = 0.0;
-        for gate in &self.gates {
+        // Looks check their plan too, and a few gates need no set for that.
+        let (mut seen, mut sum) = (BTreeSet::new(), 0.0);
+        for (i, gate) in self.gates.iter().enumerate() {
             let metric = || gate.metric.clone();
-            if !seen.insert(gate.metric.as_str()) {
+            let twice = if self.gates.len() <= FEW {
+                self.gates[..i].iter().any(|g| g.metric == gate.metric)
+            } else {
+                !seen.insert(gate.metric.as_str())
+            };
+            if twice {
                 return Err(BadGatePlan::Duplicate { metric: metric() });
             }
             if gate.action == Action::Block {
@@ -278,11 +287,7 @@ impl GatePlan {
                     positive: false,
                 });
             }
-            if let Some(unit) = &gate.unit
-                && (unit.is_empty()
-                    || unit.chars().count() > 32
-                    || unit.chars().any(char::is_control))
-            {
+            if gate.unit.as_deref().is_some_and(|u| !is_unit(u)) {
                 return Err(BadGatePlan::Unit { metric: metric() });
             }
             if let Some(windows) = gate.late_starts

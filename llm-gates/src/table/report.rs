@@ -13,6 +13,9 @@ use crate::{Action, Verdict};
 pub struct TableRow {
     /// Name of the metric.
     pub metric: String,
+    /// Unit of the metric, where the table states one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
     /// On which side of the threshold it must be.
     pub must_be: Bound,
     /// The candidate's value, in the metric's unit; `None` where it was not measured.
@@ -55,7 +58,10 @@ impl fmt::Display for TableReport {
                 Bound::AtLeast => ">=",
             };
             [
-                row.metric.clone(),
+                match &row.unit {
+                    Some(unit) => format!("{} ({unit})", row.metric),
+                    None => row.metric.clone(),
+                },
                 number(row.observed),
                 format!("{sign} {}", number(row.threshold)),
                 row.interval.map_or_else(

@@ -137,3 +137,23 @@ proptest! {
         prop_assert!(rank(wider) <= rank(say(Criterion::Superior)));
     }
 }
+
+#[test]
+fn units_are_shown_and_checked() {
+    let gate = |unit: &str| {
+        TableGate::new("ttft", Bound::Below, Threshold::Absolute(2.0), Action::Warn).unit(unit)
+    };
+    let table = GateTable::new(vec![gate("s")]);
+    assert_eq!(table.validate(), Ok(()));
+    let text = serde_json::to_string(&table).unwrap();
+    assert_eq!(serde_json::from_str::<GateTable>(&text).unwrap(), table);
+    let report = table.evaluate(&Measurements::new());
+    assert!(report.to_string().contains("ttft (s)"), "{report}");
+    for unit in ["", "a\nb", &"x".repeat(33)] {
+        let refused = GateTable::new(vec![gate(unit)]).validate();
+        assert!(
+            matches!(refused, Err(BadGateTable::Unit { .. })),
+            "{unit:?}"
+        );
+    }
+}
