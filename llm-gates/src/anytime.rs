@@ -32,6 +32,8 @@ pub use quantile_shift::QuantileShift;
 pub use swap::Swap;
 pub use symmetric::Symmetric;
 
+use crate::fixed::BadSample;
+
 /// What every process can say.
 pub trait EProcess {
     /// ln of the evidence against the hypothesis; 0 at the start.
@@ -65,6 +67,17 @@ impl Logs {
 
     fn uniform(count: usize) -> Self {
         Self(vec![-libm::log(count as f64); count])
+    }
+
+    /// Saved logs, if there is one per alternative and all are numbers.
+    fn checked(self, alternatives: usize) -> Result<Self, BadSample> {
+        if self.0.len() != alternatives {
+            return Err(BadSample::TooFew {
+                needed: alternatives,
+                got: self.0.len(),
+            });
+        }
+        crate::fixed::finite(&self.0, alternatives).map(|()| self)
     }
 
     /// Adds an increment per alternative.

@@ -36,7 +36,7 @@ pub use counts::{BadCounts, Counts};
 pub use limits::{Breach, Decision, Limit, decide};
 pub use live::{
     Arm, BadGatePlan, BadWindow, Direction, Evidence, Exposed, GateEvidence, GatePlan, Increment,
-    Judgement, LiveGate, PassWhen, Window,
+    Judgement, LiveGate, Look, PassWhen, Window,
 };
 pub use moments::Moments;
 pub use rate_ratio::{Alternative, BadRateRatio, Grid, RateRatio};

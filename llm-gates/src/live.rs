@@ -7,7 +7,7 @@ mod metric;
 mod plan;
 mod window;
 
-pub use evidence::{Evidence, GateEvidence, Judgement};
+pub use evidence::{Evidence, GateEvidence, Judgement, Look};
 pub use plan::{BadGatePlan, Direction, GatePlan, LiveGate, PassWhen};
 pub use window::{Arm, BadWindow, Exposed, Increment, Window};
 

@@ -9,6 +9,39 @@ pub(crate) fn log_sum_exp(v: &[f64]) -> f64 {
     max + libm::log(v.iter().map(|x| libm::exp(x - max)).sum())
 }
 
+/// ln(sum of exp(x)), term by term.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LogSum {
+    max: f64,
+    /// In units of exp(max).
+    sum: f64,
+}
+
+impl Default for LogSum {
+    fn default() -> Self {
+        Self {
+            max: f64::NEG_INFINITY,
+            sum: 0.0,
+        }
+    }
+}
+
+impl LogSum {
+    pub(crate) fn add(&mut self, x: f64) {
+        if x > self.max {
+            self.sum = self.sum * libm::exp(self.max - x) + 1.0;
+            self.max = x;
+        } else if x > f64::NEG_INFINITY {
+            self.sum += libm::exp(x - self.max);
+        }
+    }
+
+    /// -inf for nothing.
+    pub(crate) fn ln(self) -> f64 {
+        self.max + libm::log(self.sum)
+    }
+}
+
 /// ln(1 - exp(x)) for x <= 0 (Maechler 2012).
 pub(crate) fn ln_1m_exp(x: f64) -> f64 {
     if x > -std::f64::consts::LN_2 {

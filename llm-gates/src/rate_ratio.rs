@@ -100,6 +100,13 @@ impl Grid {
         Ok(grid)
     }
 
+    pub(crate) fn ln_thetas(&self) -> Vec<f64> {
+        self.alternatives()
+            .iter()
+            .map(|a| libm::log(a.theta))
+            .collect()
+    }
+
     fn check(&self) -> Result<(), BadRateRatio> {
         let rows = self.alternatives();
         let sum: f64 = rows.iter().map(|a| a.weight).sum();
@@ -155,6 +162,8 @@ pub enum BadRateRatio {
 pub struct RateRatio {
     theta0: f64,
     grid: Grid,
+    /// ln(theta_j): computed once, no part of what is saved.
+    ln_thetas: Vec<f64>,
     /// ln(w_j) + sum of increments, per alternative.
     logs: Vec<f64>,
     starts: Option<Starts>,
@@ -196,6 +205,7 @@ impl TryFrom<Raw> for RateRatio {
         }
         Ok(Self {
             theta0: raw.theta0,
+            ln_thetas: raw.grid.ln_thetas(),
             grid: raw.grid,
             logs: raw.logs,
             starts: raw.starts,
@@ -245,6 +255,7 @@ impl RateRatio {
             .collect();
         Ok(Self {
             theta0,
+            ln_thetas: grid.ln_thetas(),
             grid,
             logs,
             starts: None,
@@ -350,9 +361,9 @@ impl RateRatio {
         }
         let pi = n_c / (n_c + n_b);
         let ln_g0 = libm::log1p(pi * (self.theta0 - 1.0));
-        for (log, a) in self.logs.iter_mut().zip(self.grid.alternatives()) {
-            *log += k_c * libm::log(a.theta)
-                - k * (libm::log1p(pi * (self.theta0 * a.theta - 1.0)) - ln_g0);
+        let grid = self.grid.alternatives().iter().zip(&self.ln_thetas);
+        for (log, (a, ln_theta)) in self.logs.iter_mut().zip(grid) {
+            *log += k_c * ln_theta - k * (libm::log1p(pi * (self.theta0 * a.theta - 1.0)) - ln_g0);
         }
     }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{EProcess, Logs};
 use crate::Grid;
 use crate::fixed::BadSample;
-use crate::numbers::log_sum_exp;
+use crate::numbers::LogSum;
 
 /// Evidence that the candidate has more events than K equal control arms, exact if the K + 1 arms are exchangeable: `(K + 1) theta^k_0 / sum_i theta^k_i`. It needs no model of the
 /// counts, but no noise of an arm may persist from batch to batch.
@@ -51,16 +51,15 @@ impl Swap {
             });
         }
         let arms = (self.controls + 1) as f64;
-        let mut powers = vec![0.0; controls.len() + 1];
         for (log, a) in self.logs.0.iter_mut().zip(self.grid.alternatives()) {
             let ln_theta = libm::log(a.theta);
-            for (power, k) in powers
-                .iter_mut()
-                .zip(std::iter::once(&candidate).chain(controls))
-            {
-                *power = *k as f64 * ln_theta;
+            let own = candidate as f64 * ln_theta;
+            let mut all = LogSum::default();
+            all.add(own);
+            for k in controls {
+                all.add(*k as f64 * ln_theta);
             }
-            *log += libm::log(arms) + powers[0] - log_sum_exp(&powers);
+            *log += libm::log(arms) + own - all.ln();
         }
         Ok(())
     }

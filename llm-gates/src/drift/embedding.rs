@@ -165,25 +165,26 @@ impl RandomFeatures {
     /// # Errors
     /// [`BadSample`] for another dimension or values that are not finite.
     pub fn map(&self, x: &[f64]) -> Result<Vec<f64>, BadSample> {
+        self.check(x)?;
+        Ok(self.features(x).collect())
+    }
+
+    fn check(&self, x: &[f64]) -> Result<(), BadSample> {
         if x.len() != self.dimension {
             return Err(BadSample::TooFew {
                 needed: self.dimension,
                 got: x.len(),
             });
         }
-        if let Some(index) = x.iter().position(|v| !v.is_finite()) {
-            return Err(BadSample::NotFinite {
-                index,
-                value: x[index],
-            });
-        }
-        let project = |row: &[f64]| row.iter().zip(x).map(|(w, v)| w * v).sum::<f64>();
-        Ok(self
-            .frequencies
+        crate::fixed::finite(x, self.dimension)
+    }
+
+    fn features(&self, x: &[f64]) -> impl Iterator<Item = f64> {
+        let project = move |row: &[f64]| row.iter().zip(x).map(|(w, v)| w * v).sum::<f64>();
+        self.frequencies
             .chunks_exact(self.dimension)
             .zip(&self.phases)
-            .map(|(row, phase)| libm::cos(project(row) + phase))
-            .collect())
+            .map(move |(row, phase)| libm::cos(project(row) + phase))
     }
 }
 
@@ -199,6 +200,18 @@ pub struct EmbeddingDrift {
     sums: [Vec<f64>; 2],
     counts: [u64; 2],
     logs: [f64; 4],
+    /// Room for the mean difference of the features, no part of the state.
+    #[serde(skip)]
+    room: Room,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Room(Vec<f64>);
+
+impl PartialEq for Room {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 impl EmbeddingDrift {
@@ -210,6 +223,7 @@ impl EmbeddingDrift {
             sums: [zero.clone(), zero],
             counts: [0; 2],
             logs: [-libm::log(BETS.len() as f64); 4],
+            room: Room::default(),
         }
     }
 
@@ -222,40 +236,40 @@ impl EmbeddingDrift {
         candidate: &[Vec<f64>],
         baseline: &[Vec<f64>],
     ) -> Result<(), BadSample> {
-        let map = |arm: &[Vec<f64>]| {
-            arm.iter()
-                .map(|x| self.features.map(x))
-                .collect::<Result<Vec<_>, _>>()
-        };
-        let mapped = [map(candidate)?, map(baseline)?];
-        if self.counts.iter().all(|n| *n > 0) && mapped.iter().all(|arm| !arm.is_empty()) {
-            let [n_c, n_b] = self.counts.map(|n| n as f64);
-            let weights: Vec<f64> = self.sums[0]
+        for x in candidate.iter().chain(baseline) {
+            self.features.check(x)?;
+        }
+        let arms = [candidate, baseline];
+        let bets = self.counts.iter().all(|n| *n > 0) && arms.iter().all(|arm| !arm.is_empty());
+        let [n_c, n_b] = self.counts.map(|n| n as f64);
+        let weights = &mut self.room.0;
+        weights.clear();
+        weights.extend(
+            self.sums[0]
                 .iter()
                 .zip(&self.sums[1])
-                .map(|(c, b)| c / n_c - b / n_b)
-                .collect();
-            let norm = libm::sqrt(weights.iter().map(|w| w * w).sum::<f64>()).max(1e-12);
-            let payoff = |x: &Vec<f64>| {
-                libm::tanh(x.iter().zip(&weights).map(|(x, w)| x * w).sum::<f64>() / norm)
-            };
-            let mean = |arm: &[Vec<f64>]| arm.iter().map(payoff).sum::<f64>() / arm.len() as f64;
+                .map(|(c, b)| c / n_c - b / n_b),
+        );
+        let norm = libm::sqrt(weights.iter().map(|w| w * w).sum::<f64>()).max(1e-12);
+        let mut means = [0.0; 2];
+        for (i, arm) in arms.into_iter().enumerate() {
+            for x in arm {
+                let mut projected = 0.0;
+                let to = self.sums[i].iter_mut().zip(weights.iter());
+                for ((sum, weight), feature) in to.zip(self.features.features(x)) {
+                    projected += feature * weight;
+                    *sum += feature;
+                }
+                means[i] += libm::tanh(projected / norm) / arm.len() as f64;
+            }
+            self.counts[i] = self.counts[i].saturating_add(arm.len() as u64);
+        }
+        if bets {
             // In [-1, 1], with mean 0 where the arms have the same distribution.
-            let d = 0.5 * (mean(&mapped[0]) - mean(&mapped[1]));
+            let d = 0.5 * (means[0] - means[1]);
             for (log, bet) in self.logs.iter_mut().zip(BETS) {
                 *log += libm::log1p(bet * d);
             }
-        }
-        for (arm, (sum, count)) in mapped
-            .iter()
-            .zip(self.sums.iter_mut().zip(&mut self.counts))
-        {
-            for x in arm {
-                for (s, v) in sum.iter_mut().zip(x) {
-                    *s += v;
-                }
-            }
-            *count = count.saturating_add(arm.len() as u64);
         }
         Ok(())
     }

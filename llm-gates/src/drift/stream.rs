@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::anytime::EProcess;
 use crate::fixed::{BadSample, parameter};
-use crate::numbers::log_sum_exp;
+use crate::numbers::LogSum;
 use crate::{BadCounts, BadRateRatio, Counts, Grid, RateRatio};
 
 /// Evidence, valid at every look, that the mix of categories differs between arms: [`RateRatio`] for each category in both directions, averaged.
@@ -88,13 +88,11 @@ impl CategoryDrift {
 
 impl EProcess for CategoryDrift {
     fn log_e(&self) -> f64 {
-        let logs: Vec<_> = self
-            .processes
-            .iter()
-            .flatten()
-            .map(RateRatio::log_e)
-            .collect();
-        log_sum_exp(&logs) - libm::log(logs.len() as f64)
+        let mut sum = LogSum::default();
+        for process in self.processes.iter().flatten() {
+            sum.add(process.log_e());
+        }
+        sum.ln() - libm::log(2.0 * self.processes.len() as f64)
     }
 }
 

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::gain::{Gain, Kind, others};
+use super::gain::{Gain, Kind, directed, others};
 use super::metric::{MetricEvidence, Slice, Tolerated, suits};
 use super::{Arm, BadWindow, Direction, GatePlan, LiveGate, Window};
 use crate::anytime::{AutoRatio, History};
 use crate::fixed::BadSample;
-use crate::numbers::log_sum_exp;
+use crate::numbers::LogSum;
 use crate::{Action, Counts, Verdict};
 
 /// Everything that the windows of one attempt have said, in O(1) state per metric. Save it with the cursor of the metric source.
@@ -63,7 +63,25 @@ pub struct GateEvidence {
     pub late_starts: bool,
 }
 
-/// What all gates say after a window.
+/// What all gates together say after a window, and nothing of each.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Look {
+    /// `Fail` iff the rollback gates together have reached their bound, now or ever before.
+    pub verdict: Verdict,
+    /// The graver of what failed gates do; a failed hold gate prevents `Pass`, a failed warn gate prevents nothing.
+    pub action: Option<Action>,
+    /// Candidate samples of this epoch, least over the gated metrics; windows whose baseline is empty do not count.
+    pub samples: u64,
+    /// ln of the weighted sum of the rollback gates' evidence; `f64::MIN` where there is no such gate.
+    pub log_evidence: f64,
+    /// ln(1 / alpha): evidence of at least this rolls back. Where tests learn noise, the part of alpha that this takes is left out, which adds ln(10 / 9) at most.
+    pub bound: f64,
+    /// Whether the evidence has reached the pause level.
+    pub paused: bool,
+}
+
+/// What all gates say after a window, with what each has seen.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judgement {
@@ -235,11 +253,20 @@ impl Evidence {
         self.share = Some(share);
     }
 
-    /// Adds a window and says what all windows together mean.
+    /// Adds a window and says what all windows together mean, with a report of each gate.
     ///
     /// # Errors
     /// [`BadWindow`] when the window cannot be evidence; the evidence is then as it was.
     pub fn observe(&mut self, plan: &GatePlan, window: &Window) -> Result<Judgement, BadWindow> {
+        let look = self.look(plan, window)?;
+        Ok(self.report(plan, window, look))
+    }
+
+    /// The same without the report. Once every metric has been seen, it allocates nothing, but where a sketch reaches further than ever before.
+    ///
+    /// # Errors
+    /// [`BadWindow`] when the window cannot be evidence; the evidence is then as it was.
+    pub fn look(&mut self, plan: &GatePlan, window: &Window) -> Result<Look, BadWindow> {
         plan.validate()?;
         let fresh = self.check(plan, window)?;
         for (name, metric) in fresh {
@@ -267,7 +294,7 @@ impl Evidence {
                 metric.observe(&gain, tolerated);
             }
         }
-        Ok(self.judge(plan, window))
+        Ok(self.judge(plan))
     }
 
     /// Bounds of the ratio that the exposed users alone may cause.
@@ -305,7 +332,6 @@ impl Evidence {
                 from,
             });
         }
-        let mut gains = BTreeMap::new();
         for (metric, increment) in &window.metrics {
             let gain = Gain::of(metric, increment)?;
             let seen = self
@@ -330,19 +356,21 @@ impl Evidence {
                     arm: Arm::Baseline,
                     source,
                 })?;
-            gains.insert(metric.as_str(), gain);
         }
         let mut fresh = Vec::new();
         for gate in &plan.gates {
             let metric = || gate.metric.clone();
-            let gain = gains
-                .get(gate.metric.as_str())
+            let increment = window
+                .metrics
+                .get(&gate.metric)
                 .ok_or_else(|| BadWindow::Missing { metric: metric() })?;
-            gain.toward(gate.direction)
-                .ok_or_else(|| BadWindow::Directed { metric: metric() })?;
-            suits(gate, &plan.pass, gain.kind())?;
+            if directed(increment) && gate.direction == Direction::GreaterIsBetter {
+                return Err(BadWindow::Directed { metric: metric() });
+            }
+            let kind = Kind::of(increment);
+            suits(gate, &plan.pass, kind)?;
             match self.metrics.get(&gate.metric) {
-                Some(saved) if saved.kind != gain.kind() => {
+                Some(saved) if saved.kind != kind => {
                     return Err(BadWindow::Kind { metric: metric() });
                 }
                 Some(saved) if saved.direction != gate.direction => {
@@ -359,20 +387,22 @@ impl Evidence {
                 }
                 None => {
                     let learnt = self.history.get(&gate.metric).cloned();
-                    if learnt.is_some() && gain.kind() != Kind::Rate {
+                    if learnt.is_some() && kind != Kind::Rate {
                         return Err(BadWindow::History {
                             metric: metric(),
                             why: "was learnt from counts, and its first window has another kind",
                         });
                     }
-                    let new = MetricEvidence::new(gate, &plan.pass, gain.kind(), learnt)
-                        .ok_or_else(|| BadWindow::Scores {
-                            metric: metric(),
-                            source: BadSample::Parameter {
-                                name: "margin",
-                                value: gate.margin,
-                                range: "suit a test of this kind",
-                            },
+                    let new =
+                        MetricEvidence::new(gate, &plan.pass, kind, learnt).ok_or_else(|| {
+                            BadWindow::Scores {
+                                metric: metric(),
+                                source: BadSample::Parameter {
+                                    name: "margin",
+                                    value: gate.margin,
+                                    range: "suit a test of this kind",
+                                },
+                            }
                         })?;
                     fresh.push((metric(), new));
                 }
@@ -381,63 +411,31 @@ impl Evidence {
         Ok(fresh)
     }
 
-    fn judge(&mut self, plan: &GatePlan, window: &Window) -> Judgement {
-        let gated: Vec<_> = plan
-            .gates
-            .iter()
-            .filter_map(|g| Some((g, self.metrics.get(&g.metric)?)))
-            .collect();
-        let rollback: Vec<_> = gated
-            .iter()
-            .filter(|(g, _)| g.action == Action::Rollback)
-            .collect();
-        let logs: Vec<_> = rollback
-            .iter()
-            .map(|(g, m)| libm::log(g.weight) + m.log_e())
-            .collect();
-        let spent: f64 = rollback.iter().map(|(_, m)| m.alpha1()).sum();
-        let bound = -libm::log(plan.alpha - spent);
-        let log_evidence = log_sum_exp(&logs).max(f64::MIN);
-        let blamed = blame(
-            &rollback
-                .iter()
-                .map(|(g, m)| (g.weight, m.log_e()))
-                .collect::<Vec<_>>(),
-        );
-        let mut blamed = blamed.into_iter();
-        let mut gates = Vec::with_capacity(gated.len());
+    /// Gates that have seen something, in the order of the plan.
+    fn gated<'a>(
+        &'a self,
+        plan: &'a GatePlan,
+    ) -> impl Iterator<Item = (&'a LiveGate, &'a MetricEvidence)> {
+        let seen = |g: &'a LiveGate| Some((g, self.metrics.get(&g.metric)?));
+        plan.gates.iter().filter_map(seen)
+    }
+
+    fn judge(&mut self, plan: &GatePlan) -> Look {
         let (mut action, mut samples, mut all_pass) = (None, u64::MAX, true);
-        for (gate, metric) in gated {
-            let log_e = metric.log_e();
-            let failed = if gate.action == Action::Rollback {
-                blamed.next().is_some_and(|log| log >= bound)
-            } else {
-                log_e >= -libm::log(plan.alpha - metric.alpha1())
-            };
-            let passes = metric.passes(gate, &plan.pass);
-            if failed && gate.action != Action::Rollback {
+        let (mut evidence, mut spent) = (LogSum::default(), 0.0);
+        for (gate, metric) in self.gated(plan) {
+            if gate.action == Action::Rollback {
+                evidence.add(libm::log(gate.weight) + metric.log_e());
+                spent += metric.alpha1();
+            } else if fails_alone(plan, metric) {
                 action = Action::worse(action, Some(gate.action));
+                all_pass &= gate.action != Action::Hold;
             }
-            all_pass &= passes && !(failed && gate.action == Action::Hold);
+            all_pass &= metric.passes(gate, &plan.pass);
             samples = samples.min(metric.samples);
-            let users = self.users(gate).1;
-            gates.push(GateEvidence {
-                metric: gate.metric.clone(),
-                unit: gate.unit.clone(),
-                weight: gate.weight,
-                log_e,
-                candidate: metric.candidate,
-                baseline: metric.baseline,
-                ratio: metric.ratio(),
-                verdict: match (failed, passes) {
-                    (true, _) => Verdict::Fail,
-                    (false, true) => Verdict::Pass,
-                    (false, false) => Verdict::Inconclusive,
-                },
-                users: (users > 1.0).then_some(users),
-                late_starts: metric.late_starts(),
-            });
         }
+        let bound = -libm::log(plan.alpha - spent);
+        let log_evidence = evidence.ln().max(f64::MIN);
         self.failed |= log_evidence >= bound;
         let paused = plan
             .pause_alpha
@@ -450,6 +448,56 @@ impl Evidence {
         } else {
             Verdict::Inconclusive
         };
+        Look {
+            verdict,
+            action,
+            samples,
+            log_evidence,
+            bound,
+            paused,
+        }
+    }
+
+    fn report(&self, plan: &GatePlan, window: &Window, look: Look) -> Judgement {
+        let rollback: Vec<_> = self
+            .gated(plan)
+            .filter(|(g, _)| g.action == Action::Rollback)
+            .map(|(g, m)| (g.weight, m.log_e()))
+            .collect();
+        let mut blamed = blame(&rollback).into_iter();
+        let describe = |(gate, metric): (&LiveGate, &MetricEvidence)| {
+            let failed = if gate.action == Action::Rollback {
+                blamed.next().is_some_and(|log| log >= look.bound)
+            } else {
+                fails_alone(plan, metric)
+            };
+            let users = self.users(gate).1;
+            GateEvidence {
+                metric: gate.metric.clone(),
+                unit: gate.unit.clone(),
+                weight: gate.weight,
+                log_e: metric.log_e(),
+                candidate: metric.candidate,
+                baseline: metric.baseline,
+                ratio: metric.ratio(),
+                verdict: match (failed, metric.passes(gate, &plan.pass)) {
+                    (true, _) => Verdict::Fail,
+                    (false, true) => Verdict::Pass,
+                    (false, false) => Verdict::Inconclusive,
+                },
+                users: (users > 1.0).then_some(users),
+                late_starts: metric.late_starts(),
+            }
+        };
+        let gates = self.gated(plan).map(describe).collect();
+        let Look {
+            verdict,
+            action,
+            samples,
+            log_evidence,
+            bound,
+            paused,
+        } = look;
         let &Window {
             epoch, from, to, ..
         } = window;
@@ -468,19 +516,28 @@ impl Evidence {
     }
 }
 
+/// Whether a gate with a budget of its own has reached its bound.
+fn fails_alone(plan: &GatePlan, metric: &MetricEvidence) -> bool {
+    metric.log_e() >= -libm::log(plan.alpha - metric.alpha1())
+}
+
 /// ln of each gate's e-value after closed testing with weighted means: the least weighted mean over all sets of gates that hold it (Vovk and Wang 2021).
 fn blame(gates: &[(f64, f64)]) -> Vec<f64> {
     let mut order: Vec<_> = (0..gates.len()).collect();
     order.sort_by(|a, b| gates[*a].1.total_cmp(&gates[*b].1));
     let adjusted = |i: usize| {
-        let (mut weight, mut log) = (gates[i].0, libm::log(gates[i].0) + gates[i].1);
-        let mut least = gates[i].1;
-        for j in order.iter().copied().filter(|j| *j != i) {
-            weight += gates[j].0;
-            log = log_sum_exp(&[log, libm::log(gates[j].0) + gates[j].1]);
-            least = least.min(log - libm::log(weight));
+        let (own, log) = gates[i];
+        // Relative to the gate's own evidence.
+        let (mut weight, mut sum) = (own, own);
+        for (w, l) in order.iter().filter(|j| **j != i).map(|j| gates[*j]) {
+            let e = libm::exp(l - log);
+            if e * weight >= sum {
+                break; // Neither this one nor a greater one lowers the mean.
+            }
+            weight += w;
+            sum += w * e;
         }
-        least
+        log + libm::log(sum / weight)
     };
     (0..gates.len()).map(adjusted).collect()
 }

@@ -40,7 +40,7 @@ pub(super) enum Data<'a> {
     Paired(Counts, Counts),
     Amounts(&'a Sketch, &'a Sketch),
     Categories(&'a [u64], &'a [u64]),
-    Embeddings(usize, &'a [Vec<f64>], &'a [Vec<f64>]),
+    Embeddings(&'a [Vec<f64>], &'a [Vec<f64>]),
 }
 
 /// An increment, whatever its kind, as counts for display and as what its test takes.
@@ -49,8 +49,6 @@ pub(super) struct Gain<'a> {
     pub(super) candidate: Counts,
     pub(super) baseline: Counts,
     pub(super) data: Data<'a>,
-    /// Whether the increment itself says what is worse.
-    directed: bool,
 }
 
 /// Sums as counts: whole events, rounded down.
@@ -118,6 +116,32 @@ fn check_vectors(dimension: usize, vectors: &[Vec<f64>]) -> Result<(), BadSample
     Ok(())
 }
 
+impl Kind {
+    pub(super) const fn of(increment: &Increment) -> Self {
+        match increment {
+            Increment::Binary { .. } | Increment::Grouped { .. } => Self::Rate,
+            Increment::Events { .. } => Self::Exposure,
+            Increment::Latency { baseline, .. } => Self::Latency(baseline.precision()),
+            Increment::Scores { .. } | Increment::Compared(_) => Self::Score,
+            Increment::Paired(_) => Self::Paired,
+            Increment::Amounts { baseline, .. } => Self::Amount(baseline.precision()),
+            Increment::Categories { baseline, .. } => Self::Categories(baseline.len()),
+            Increment::Embeddings { dimension, .. } => Self::Embedding(*dimension),
+        }
+    }
+}
+
+/// Whether an increment itself says what is worse.
+pub(super) const fn directed(increment: &Increment) -> bool {
+    matches!(
+        increment,
+        Increment::Compared(_)
+            | Increment::Paired(_)
+            | Increment::Categories { .. }
+            | Increment::Embeddings { .. }
+    )
+}
+
 impl<'a> Gain<'a> {
     pub(super) fn of(metric: &str, increment: &'a Increment) -> Result<Self, BadWindow> {
         let bad = |arm, source| BadWindow::Counts {
@@ -139,13 +163,6 @@ impl<'a> Gain<'a> {
             candidate,
             baseline,
             data,
-            directed: false,
-        };
-        let directed = |candidate, baseline, data| Self {
-            candidate,
-            baseline,
-            data,
-            directed: true,
         };
         let alike = |candidate: &Sketch, baseline: &Sketch| {
             let (ours, theirs) = (baseline.precision(), candidate.precision());
@@ -240,7 +257,7 @@ impl<'a> Gain<'a> {
                     sum: (k as f64 + 0.5 * ties).min(n_real),
                     square: (k as f64 + 0.25 * ties).min(n_real),
                 };
-                directed(
+                gain(
                     Counts::new(n, c.losses),
                     Counts::new(n, c.wins),
                     Data::Scores(scores(c.losses), scores(c.wins)),
@@ -258,7 +275,7 @@ impl<'a> Gain<'a> {
                     Counts::new(n, flips.negative),
                     Counts::new(n, flips.positive),
                 );
-                directed(worse, better, Data::Paired(worse, better))
+                gain(worse, better, Data::Paired(worse, better))
             }
             Increment::Categories {
                 candidate,
@@ -283,7 +300,7 @@ impl<'a> Gain<'a> {
                         .map(|n| Counts::new(n, 0))
                         .map_err(|source| bad(arm, source))
                 };
-                directed(
+                gain(
                     total(Arm::Candidate, candidate)?,
                     total(Arm::Baseline, baseline)?,
                     Data::Categories(candidate, baseline),
@@ -299,20 +316,19 @@ impl<'a> Gain<'a> {
                         .map(|()| Counts::new(vectors.len() as u64, 0))
                         .map_err(unfit)
                 };
-                directed(
+                gain(
                     counts(candidate)?,
                     counts(baseline)?,
-                    Data::Embeddings(*dimension, candidate, baseline),
+                    Data::Embeddings(candidate, baseline),
                 )
             }
         })
     }
 
-    /// The same with greater meaning worse; `None` where the increment itself says what is worse.
+    /// The same with greater meaning worse; `None` for drift, which has no direction.
     pub(super) fn toward(self, direction: Direction) -> Option<Self> {
         let data = match (direction, self.data) {
             (Direction::GreaterIsWorse, data) => data,
-            _ if self.directed => return None,
             (_, Data::Counts(c, b, [one, two])) => {
                 Data::Counts(others(c), others(b), [others(one), others(two)])
             }
@@ -324,18 +340,5 @@ impl<'a> Gain<'a> {
             (_, Data::Paired(..) | Data::Categories(..) | Data::Embeddings(..)) => return None,
         };
         Some(Self { data, ..self })
-    }
-
-    pub(super) const fn kind(&self) -> Kind {
-        match self.data {
-            Data::Counts(..) => Kind::Rate,
-            Data::Exposed(..) => Kind::Exposure,
-            Data::Scores(..) => Kind::Score,
-            Data::Sketches(sketch, _) => Kind::Latency(sketch.precision()),
-            Data::Paired(..) => Kind::Paired,
-            Data::Amounts(sketch, _) => Kind::Amount(sketch.precision()),
-            Data::Categories(counts, _) => Kind::Categories(counts.len()),
-            Data::Embeddings(dimension, ..) => Kind::Embedding(dimension),
-        }
     }
 }

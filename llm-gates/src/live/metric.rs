@@ -288,7 +288,7 @@ impl MetricEvidence {
             (Process::Categories(p), Data::Categories(c, b)) => {
                 let _ = p.observe(c, b);
             }
-            (Process::Embeddings(p), Data::Embeddings(_, c, b)) => {
+            (Process::Embeddings(p), Data::Embeddings(c, b)) => {
                 let _ = p.observe(c, b);
             }
             _ => {}
