@@ -1,6 +1,7 @@
 //! Seeded random numbers for simulations.
 
 use llm_gates::Counts;
+use llm_gates::special::gamma::ln_gamma;
 
 /// xoshiro256++ (Blackman and Vigna 2019), seeded by splitmix64.
 pub(crate) struct Rng([u64; 4]);
@@ -34,28 +35,47 @@ impl Rng {
         (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
-    /// By inversion up to a mean of 40, beyond that as a sum.
+    /// By inversion up to a mean of 10, beyond that by transformed rejection (Hoermann 1993, PTRS).
     pub(crate) fn poisson(&mut self, mean: f64) -> u64 {
-        if mean > 40.0 {
-            if mean > 2_000.0 {
-                // Skewness below .023.
-                return whole((mean + mean.sqrt() * self.normal() + 0.5).max(0.0));
+        if mean <= 0.0 {
+            return 0;
+        }
+        if mean < 10.0 {
+            let (mut k, mut p, mut u) = (0u32, (-mean).exp(), self.uniform());
+            while u > p && k < 1_000 {
+                u -= p;
+                k += 1;
+                p *= mean / f64::from(k);
             }
-            let half = 0.5 * mean;
-            return self.poisson(half) + self.poisson(mean - half);
+            return u64::from(k);
         }
-        let (mut k, mut p, mut u) = (0u32, (-mean).exp(), self.uniform());
-        while u > p && k < 1_000 {
-            u -= p;
-            k += 1;
-            p *= mean / f64::from(k);
+        let (root, ln_mean) = (mean.sqrt(), mean.ln());
+        let b = 0.931 + 2.53 * root;
+        let a = -0.059 + 0.024_83 * b;
+        let inverse_alpha = 1.1239 + 1.1328 / (b - 3.4);
+        let v_r = 0.9277 - 3.6224 / (b - 2.0);
+        loop {
+            let (u, v) = (self.uniform() - 0.5, self.uniform());
+            let us = 0.5 - u.abs();
+            let k = ((2.0 * a / us + b) * u + mean + 0.43).floor();
+            if us >= 0.07 && v <= v_r {
+                return whole(k);
+            }
+            if k < 0.0 || (us < 0.013 && v > us) {
+                continue;
+            }
+            if v.ln() + inverse_alpha.ln() - (a / (us * us) + b).ln()
+                <= k * ln_mean - mean - ln_gamma(k + 1.0)
+            {
+                return whole(k);
+            }
         }
-        u64::from(k)
     }
 
+    /// Events and the rest, both Poisson: given their number, requests fail independently.
     pub(crate) fn counts(&mut self, requests: f64, rate: f64) -> Counts {
-        let n = self.poisson(requests);
-        Counts::new(n, self.poisson(n as f64 * rate).min(n))
+        let k = self.poisson(requests * rate);
+        Counts::new(k + self.poisson(requests * (1.0 - rate)), k)
     }
 }
 
