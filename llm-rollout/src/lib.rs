@@ -5,6 +5,7 @@
 //! or talks to anybody: that is what a controller does, in the order decide, append, apply, carry out, feed back.
 #![deny(missing_docs)]
 
+mod draft;
 mod ids;
 pub mod plan;
 mod rollout;
@@ -16,11 +17,13 @@ mod transition;
 pub use ids::{
     BadFormat, BadName, BadShare, EndpointId, Epoch, Fence, Format, RolloutId, RouterId, Seq, Share,
 };
-pub use plan::{Advance, MetricDef, Plan, PlanError, PlanSpec, StageSpec};
-pub use rollout::{Cause, Hold, Phase, Recovery, Replay, Rollout, State};
+pub use plan::{
+    Advance, Finish, MetricDef, Plan, PlanError, PlanSpec, Response, StageSpec, Standby,
+};
+pub use rollout::{Cause, Load, Phase, Recovery, Replay, Rollout, Said, State};
 pub use split::{Direction, Observed, Order, Position, Raise, RouterClock, RouterState, Split};
 pub use step::{
-    Command, Effect, Heartbeat, Input, Intent, IntentId, Look, Notice, Outcome, Step, Verb,
+    Alarm, Command, Effect, Heartbeat, Input, Intent, IntentId, Look, Notice, Outcome, Step, Verb,
 };
 pub use time::Timestamp;
 pub use transition::Rejected;

@@ -7,8 +7,8 @@ mod spec;
 
 pub use error::PlanError;
 pub use spec::{
-    Advance, Exposure, Lease, MetricDef, Outcomes, PassSpec, PlanSpec, PreFlightSpec, RecoverySpec,
-    StageSpec, Triggers, Undecided,
+    Advance, Exposure, Finish, Lease, MetricDef, Outcomes, PassSpec, PlanSpec, PreFlightSpec,
+    RecoverySpec, Response, StageSpec, Standby, Triggers, Undecided,
 };
 
 use llm_gates::{GatePlan, PassWhen};
@@ -72,14 +72,21 @@ impl Plan {
         &self.0.stages
     }
 
-    /// What a verdict in this stage depends on. An index past the last stage gives the last stage's.
-    pub fn gate_plan(&self, stage: usize) -> GatePlan {
-        let min_samples = self
+    /// What a verdict in this stage depends on: the gates that its exposure can feed. None where there is none (a preview, or
+    /// an ungated plan): such a stage passes by time, alarms and people alone. An index past the last stage gives the last stage's.
+    pub fn gate_plan(&self, stage: usize) -> Option<GatePlan> {
+        let stage = self.0.stages.get(stage).or(self.0.stages.last())?;
+        let min_samples = stage.min_samples;
+        let gates: Vec<_> = self
             .0
-            .stages
-            .get(stage)
-            .or(self.0.stages.last())
-            .map_or(0, |s| s.min_samples);
+            .gates
+            .iter()
+            .filter(|gate| self.0.feeds(stage, &gate.metric))
+            .cloned()
+            .collect();
+        if gates.is_empty() {
+            return None;
+        }
         let pass = match self.0.pass {
             PassSpec::NoEvidenceOfHarm => PassWhen::NoEvidenceOfHarm { min_samples },
             PassSpec::NonInferior { margin, beta } => PassWhen::NonInferior {
@@ -88,11 +95,19 @@ impl Plan {
                 beta,
             },
         };
-        GatePlan {
+        Some(GatePlan {
             alpha: self.0.alpha,
             pause_alpha: self.0.pause_alpha,
-            gates: self.0.gates.clone(),
+            gates,
             pass,
+        })
+    }
+
+    /// Whether the gate of this metric must pass before the stage advances.
+    pub(crate) fn needs(&self, stage: &StageSpec, metric: &str) -> bool {
+        match &stage.needs {
+            Some(needs) => needs.iter().any(|m| m == metric),
+            None => self.0.feeds(stage, metric),
         }
     }
 }
@@ -177,7 +192,7 @@ dwell = "1h"
         );
         refused(
             ("serve = 25.0", "serve = 0.5"),
-            &["line 21", "stages[1].serve", "0.5 %", "grow"],
+            &["line 21", "stages[1].serve", "0.5 %", "shrinks"],
         );
         refused(
             ("metric = \"slow\"", "metric = \"slwo\""),

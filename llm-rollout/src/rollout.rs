@@ -56,6 +56,8 @@ pub enum Phase {
     RolledBack,
     /// End: the candidate was never exposed.
     Blocked,
+    /// End: every stage has passed, and the candidate is gone because the plan asks for no promotion.
+    Concluded,
 }
 
 /// The recovery procedure, in order.
@@ -66,6 +68,8 @@ pub enum Phase {
     reason = "the transition table must cover each"
 )]
 pub enum Recovery {
+    /// The baseline was cold and is being loaded; the share stays what it is, and does not rise.
+    Warming,
     /// All new traffic to the baseline; waiting for every router to confirm.
     Redirecting,
     /// Requests in flight on the candidate run out.
@@ -75,9 +79,12 @@ pub enum Recovery {
 }
 
 impl Phase {
-    /// Whether it is one of the three ends.
+    /// Whether it is one of the ends.
     pub const fn is_end(self) -> bool {
-        matches!(self, Self::Promoted | Self::RolledBack | Self::Blocked)
+        matches!(
+            self,
+            Self::Promoted | Self::RolledBack | Self::Blocked | Self::Concluded
+        )
     }
 
     /// The stage, where there is one.
@@ -103,6 +110,9 @@ impl fmt::Display for Phase {
             Self::Promoting => f.write_str("promoting"),
             Self::Baking => f.write_str("baking"),
             Self::RollingBack {
+                part: Recovery::Warming,
+            } => f.write_str("rolling back: warming the baseline"),
+            Self::RollingBack {
                 part: Recovery::Redirecting,
             } => f.write_str("rolling back: redirecting"),
             Self::RollingBack {
@@ -114,6 +124,7 @@ impl fmt::Display for Phase {
             Self::Promoted => f.write_str("promoted"),
             Self::RolledBack => f.write_str("rolled back"),
             Self::Blocked => f.write_str("blocked"),
+            Self::Concluded => f.write_str("concluded"),
         }
     }
 }
@@ -179,6 +190,20 @@ pub enum Cause {
         /// Which.
         phase: Phase,
     },
+    /// An alarm from outside the gates.
+    Alarm {
+        /// Its name.
+        name: String,
+        /// What it said.
+        detail: String,
+    },
+    /// It makes way for another rollout.
+    Superseded {
+        /// Which.
+        by: RolloutId,
+    },
+    /// Every stage has passed, and the plan asks for no promotion.
+    Concluded,
     /// Somebody aborted it.
     Operator {
         /// Who.
@@ -231,21 +256,40 @@ impl fmt::Display for Cause {
                 "the share lapsed (lapse {times}), too often or for too long"
             ),
             Self::Deadline { phase } => write!(f, "{phase} took longer than the plan allows"),
+            Self::Alarm { name, detail } => write!(f, "alarm {name:?}: {detail}"),
+            Self::Superseded { by } => write!(f, "superseded by rollout {by}"),
+            Self::Concluded => {
+                f.write_str("every stage has passed; the plan asks for no promotion")
+            }
             Self::Operator { by, why } => write!(f, "aborted by {by}: {why}"),
         }
     }
 }
 
-/// A named reason not to advance.
+/// Who said something, why and when: a hold (a named reason not to advance), or an approval.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::exhaustive_structs, reason = "plain data")]
-pub struct Hold {
-    /// Who placed it.
+pub struct Said {
+    /// Who.
     pub by: String,
     /// Why.
     pub why: String,
     /// When.
     pub at: Timestamp,
+}
+
+/// Whether the candidate is loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(clippy::exhaustive_enums, reason = "there is nothing else")]
+pub enum Load {
+    /// Nobody has asked for it.
+    #[default]
+    None,
+    /// The backend has been told to load it.
+    Asked,
+    /// It is loaded and warmed up.
+    Ready,
 }
 
 /// What changes as a rollout goes on; each step carries it whole, so that folding a step in needs nothing else.
@@ -267,17 +311,27 @@ pub struct State {
     /// When the last verdict of this epoch came, or the epoch was confirmed.
     pub heard: Timestamp,
     /// Stages that somebody has approved.
-    pub approvals: BTreeSet<usize>,
-    /// Reasons not to advance.
-    pub holds: BTreeMap<String, Hold>,
+    pub approvals: BTreeMap<usize, Said>,
+    /// Named reasons not to advance.
+    pub holds: BTreeMap<String, Said>,
     /// Holds of gates that somebody has cleared in this stage: they are not placed again.
     pub waived: BTreeSet<String>,
     /// No advance until then.
     pub frozen_until: Option<Timestamp>,
     /// How often the share has lapsed.
     pub lapses: u32,
-    /// Whether the backend has been told to load the candidate.
-    pub prepared: bool,
+    /// Whether the candidate is loaded.
+    pub load: Load,
+    /// Whether the baseline has been scaled down.
+    pub baseline_cold: bool,
+    /// Whether the baseline cannot serve, as its backend says.
+    pub baseline_down: bool,
+    /// Why it would go back if the baseline could serve.
+    pub stranded: Option<Cause>,
+    /// The rollout that it makes way for when baking can end.
+    pub superseded_by: Option<RolloutId>,
+    /// Whether people have been told that this phase takes long.
+    pub paged: bool,
     /// Requests that the candidate was given, as last heard.
     pub exposed: u64,
     /// Why it is going back or did not begin.
@@ -327,12 +381,17 @@ impl Rollout {
             routed: None,
             dwell: Duration::ZERO,
             heard: now,
-            approvals: BTreeSet::new(),
+            approvals: BTreeMap::new(),
             holds: BTreeMap::new(),
             waived: BTreeSet::new(),
             frozen_until: None,
             lapses: 0,
-            prepared: false,
+            load: Load::None,
+            baseline_cold: false,
+            baseline_down: false,
+            stranded: None,
+            superseded_by: None,
+            paged: false,
             exposed: 0,
             cause: None,
         };
@@ -434,6 +493,11 @@ impl Rollout {
             split: self.state.split.clone(),
             clock,
         })
+    }
+
+    /// Whether its order may still give the candidate more than a router serves now: from the decision to go back on, it may not.
+    pub const fn may_raise(&self) -> bool {
+        !matches!(self.state.phase, Phase::RollingBack { .. })
     }
 
     /// When something becomes due without any further input: a deadline, or the end of baking.

@@ -27,6 +27,13 @@ pub enum Input {
     },
     /// What the candidate is doing right now, apart from any verdict.
     Heartbeat(Heartbeat),
+    /// Something outside the gates has gone off: a probe, a monitoring system, a guardrail.
+    Alarm(Alarm),
+    /// Whether the baseline can serve, as its backend says; said again only when it changes.
+    Health {
+        /// It can.
+        baseline: bool,
+    },
     /// No advance until then (a freeze window, resolved by the host).
     Frozen {
         /// First moment at which it may advance again.
@@ -77,6 +84,16 @@ pub struct Heartbeat {
     pub waiting: Duration,
 }
 
+/// Something that has gone off outside the gates. What it does is the plan's choice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_structs, reason = "plain data")]
+pub struct Alarm {
+    /// Its name, as in the plan's `triggers.alarms`.
+    pub name: String,
+    /// In one line.
+    pub detail: String,
+}
+
 /// Something an operator says, with who and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::exhaustive_structs, reason = "plain data")]
@@ -106,8 +123,19 @@ pub enum Verb {
         /// Its name.
         name: String,
     },
-    /// Go back to the baseline.
+    /// Leave the stage now, whatever its dwell, samples, gates and approval; holds and freezes stand.
+    Skip,
+    /// The candidate becomes the baseline now, whatever stage, gates, holds and freezes say; where the baseline is unhealthy, this is the way forward.
+    PromoteNow,
+    /// Go back to the baseline, which is warmed up first if it is cold, and waited for if it is unhealthy.
     Abort,
+    /// Go back to the baseline at once, cold or unhealthy as it may be.
+    AbortNow,
+    /// Make way for another rollout: goes back, or ends baking.
+    Supersede {
+        /// Which.
+        by: crate::RolloutId,
+    },
 }
 
 /// How carrying out an intent ended.
@@ -178,6 +206,8 @@ pub enum Effect {
     Evaluate(VersionId),
     /// Load and warm up a version until it can serve.
     Prepare(VersionId),
+    /// Scale a version down that serves nobody now, so that it can be loaded again.
+    Standby(VersionId),
     /// Every router serves this split. Confirmed by [`Input::Found`].
     Route {
         /// Where it leads.
@@ -196,6 +226,8 @@ pub enum Effect {
     Retire(VersionId),
     /// Tell people.
     Notify(Notice),
+    /// Write the incident record of this rollout.
+    Record,
 }
 
 /// Something to tell people.

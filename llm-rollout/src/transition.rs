@@ -1,18 +1,14 @@
 //! The one place that decides control flow: what each input does in each phase.
 //!
-//! [`transition`] reads top to bottom as a table. What a row needs is a method of [`Draft`]; no row looks anywhere else.
+//! [`transition`] reads top to bottom as a table. What a row does is a method of [`Draft`].
 
-#![expect(
-    clippy::unnecessary_wraps,
-    reason = "a row of the table may also lead nowhere, or be refused"
-)]
-
+use crate::draft::{APPROVAL, Decision, Draft, UNHEALTHY, drains, warms};
 use crate::plan::Undecided;
 use crate::{
-    Advance, Cause, Command, Direction, Effect, Fence, Hold, Input, IntentId, Look, Notice,
-    Observed, Outcome, Phase, Position, Recovery, Rollout, Seq, Split, State, Timestamp, Verb,
+    Advance, Alarm, Cause, Command, Effect, Fence, Input, IntentId, Load, Look, Observed, Outcome,
+    Phase, Position, Recovery, Response, Rollout, Seq, Standby, Timestamp, Verb,
 };
-use llm_gates::{Action, TableReport, Verdict};
+use llm_gates::{Action, Verdict};
 use std::time::Duration;
 
 /// Why an input was not taken; nothing has changed.
@@ -50,19 +46,16 @@ pub enum Rejected {
     /// No manual stage is left to approve.
     #[error("no manual stage is left to approve")]
     NothingToApprove,
+    /// Named holds stand against it.
+    #[error("held: {}; clear each by its name first", .0.join(", "))]
+    Standing(Vec<String>),
+    /// A freeze stands against it.
+    #[error("frozen until {} ms: skip the stage then, or promote now", .0.as_millis())]
+    Frozen(Timestamp),
+    /// The hold stands for a baseline that cannot serve, and goes when it can.
+    #[error("the baseline is unhealthy: bring it back, promote now, or abort now")]
+    BaselineDown,
 }
-
-/// A step in the making.
-pub(crate) struct Draft<'a> {
-    rollout: &'a Rollout,
-    seq: Seq,
-    now: Timestamp,
-    pub(crate) state: State,
-    pub(crate) done: Vec<IntentId>,
-    pub(crate) effects: Vec<Effect>,
-}
-
-type Decision<'a> = Result<Option<Draft<'a>>, Rejected>;
 
 pub(crate) fn transition<'a>(
     rollout: &'a Rollout,
@@ -71,19 +64,23 @@ pub(crate) fn transition<'a>(
     input: &Input,
 ) -> Decision<'a> {
     let phase = rollout.phase();
+    // Made only where something happens: an input that is no news allocates nothing.
     let draft = || Draft::new(rollout, seq, now);
     let not_now = |what| Err(Rejected::NotNow { what, phase });
     match (phase, input) {
         // What may come at any time.
         (_, Input::Done { intent, outcome }) => done(rollout, seq, now, *intent, outcome),
         (_, Input::Found { fence, routers }) => found(rollout, seq, now, *fence, routers),
+        (_, Input::Tick) => tick(rollout, seq, now),
 
         // The ends take nothing else.
         (
-            Phase::Promoted | Phase::RolledBack | Phase::Blocked,
-            Input::Tick | Input::Heartbeat(_) | Input::Frozen { .. },
+            Phase::Promoted | Phase::RolledBack | Phase::Blocked | Phase::Concluded,
+            Input::Heartbeat(_) | Input::Frozen { .. } | Input::Alarm(_) | Input::Health { .. },
         ) => Ok(None),
-        (Phase::Promoted | Phase::RolledBack | Phase::Blocked, _) => Err(Rejected::Over(phase)),
+        (Phase::Promoted | Phase::RolledBack | Phase::Blocked | Phase::Concluded, _) => {
+            Err(Rejected::Over(phase))
+        }
 
         (Phase::Planned, Input::Start) => draft().start(),
         (_, Input::Start) => not_now("start"),
@@ -119,30 +116,85 @@ pub(crate) fn transition<'a>(
             Ok(Some(draft))
         }
 
-        (Phase::RollingBack { .. }, Input::Operator(_)) => {
-            not_now("a command (it is already going back)")
-        }
-        (_, Input::Operator(command)) => operator(rollout, seq, now, command),
+        (_, Input::Health { baseline }) if *baseline != rollout.state().baseline_down => Ok(None),
+        (_, Input::Health { baseline: true }) => draft().baseline_up(),
+        (_, Input::Health { baseline: false }) => draft().baseline_down(),
 
-        (_, Input::Tick) => tick(rollout, seq, now),
+        (Phase::RollingBack { .. }, Input::Alarm(_)) => Ok(None),
+        (_, Input::Alarm(alarm)) => alarmed(rollout, seq, now, alarm),
+
+        (_, Input::Operator(command)) => operator(rollout, seq, now, command),
+    }
+}
+
+/// What an operator's verb does in a phase that is no end.
+fn operator<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, command: &Command) -> Decision<'a> {
+    let (phase, state) = (rollout.phase(), rollout.state());
+    let not_now = |what| Err(Rejected::NotNow { what, phase });
+    let mut draft = Draft::new(rollout, seq, now);
+    match (phase, &command.verb) {
+        (
+            Phase::RollingBack {
+                part: Recovery::Warming,
+            },
+            Verb::AbortNow,
+        ) => draft.redirect(),
+        (Phase::RollingBack { .. }, _) => not_now("a command (it is already going back)"),
+
+        (_, Verb::Abort) => draft.go_back(command.into()),
+        (_, Verb::AbortNow) => draft.go_back_now(command.into()),
+
+        (Phase::Promoting | Phase::Baking, Verb::Supersede { by }) => {
+            draft.state.superseded_by = Some(by.clone());
+            Ok(Some(draft))
+        }
+        (_, Verb::Supersede { by }) => draft.go_back_now(Cause::Superseded { by: by.clone() }),
+
+        (_, Verb::Hold { name }) => {
+            draft.hold(name, &command.by, &command.why);
+            Ok(Some(draft))
+        }
+        (_, Verb::Resume { name }) if !state.holds.contains_key(name) => {
+            Err(Rejected::UnknownHold(name.clone()))
+        }
+        (_, Verb::Resume { name }) if name == UNHEALTHY && state.stranded.is_some() => {
+            Err(Rejected::BaselineDown)
+        }
+        (_, Verb::Resume { name }) => {
+            draft.state.waived.insert(name.clone());
+            draft.clear(name)
+        }
+
+        (Phase::Promoting | Phase::Baking, Verb::Approve | Verb::Skip | Verb::PromoteNow) => {
+            not_now("a command about stages")
+        }
+        (_, Verb::Approve) => draft.approve(command),
+        (Phase::Soaking { stage } | Phase::Held { stage }, Verb::Skip) => draft.skip(stage),
+        (_, Verb::Skip) => not_now("skipping a stage (none is soaking)"),
+        (Phase::Soaking { .. } | Phase::Held { .. }, Verb::PromoteNow) => {
+            draft.state.holds.clear();
+            draft.state.stranded = None;
+            draft.promote()
+        }
+        (_, Verb::PromoteNow) => not_now("promoting (no share has been confirmed)"),
     }
 }
 
 /// What is due by the passing of time alone: the deadline of the phase.
 pub(crate) fn next_deadline(rollout: &Rollout) -> Option<Timestamp> {
     let (state, spec) = (rollout.state(), rollout.plan().spec());
+    let since = state.since;
     match state.phase {
-        Phase::PreFlight => spec
-            .pre_flight
-            .as_ref()
-            .map(|p| state.since.after(p.deadline)),
-        Phase::Warming if state.holds.is_empty() => Some(state.since.after(spec.outcomes.warm)),
+        Phase::PreFlight => spec.pre_flight.as_ref().map(|p| since.after(p.deadline)),
+        Phase::Warming if state.load != Load::Ready => Some(since.after(spec.outcomes.warm)),
+        // Ready, and frozen or held: it begins when the freeze is over.
+        Phase::Warming if state.holds.is_empty() => Some(state.frozen_until.unwrap_or_default()),
         Phase::Warming => Some(
-            state
-                .since
-                .after(spec.outcomes.warm.max(spec.outcomes.held)),
+            since
+                .after(spec.outcomes.warm.max(spec.outcomes.held))
+                .max(state.frozen_until.unwrap_or_default()),
         ),
-        Phase::Shifting { .. } | Phase::Promoting => Some(state.since.after(spec.outcomes.shift)),
+        Phase::Shifting { .. } | Phase::Promoting => Some(since.after(spec.outcomes.shift)),
         Phase::Soaking { stage } => {
             let longest = spec
                 .stages
@@ -157,13 +209,25 @@ pub(crate) fn next_deadline(rollout: &Rollout) -> Option<Timestamp> {
                     .min(state.heard.after(spec.triggers.no_verdict)),
             )
         }
-        Phase::Held { .. } => Some(state.since.after(spec.outcomes.held)),
-        Phase::Baking => Some(state.since.after(spec.bake)),
-        Phase::Planned
-        | Phase::RollingBack { .. }
-        | Phase::Promoted
-        | Phase::RolledBack
-        | Phase::Blocked => None,
+        // It would go back if it could; people have been told.
+        Phase::Held { .. } if state.stranded.is_some() => None,
+        Phase::Held { .. } => Some(since.after(spec.outcomes.held)),
+        // The old baseline is not retired under the requests that it still answers.
+        Phase::Baking if drains(rollout) || state.stranded.is_some() => None,
+        Phase::Baking if state.superseded_by.is_some() => Some(since),
+        Phase::Baking if state.holds.is_empty() => Some(since.after(spec.bake)),
+        Phase::Baking => Some(since.after(spec.bake.max(spec.outcomes.held))),
+        Phase::RollingBack {
+            part: Recovery::Warming,
+        } => (!(state.paged && warms(rollout))).then(|| since.after(spec.recovery.warm)),
+        Phase::RollingBack {
+            part: Recovery::Redirecting,
+        } => (!state.paged).then(|| since.after(spec.outcomes.shift)),
+        Phase::Promoted | Phase::RolledBack | Phase::Blocked | Phase::Concluded => {
+            (!state.paged && !rollout.is_settled()).then(|| since.after(spec.outcomes.shift))
+        }
+        // Draining and retiring have deadlines and tries of their own.
+        Phase::Planned | Phase::RollingBack { .. } => None,
     }
 }
 
@@ -174,6 +238,7 @@ fn tick(rollout: &Rollout, seq: Seq, now: Timestamp) -> Decision<'_> {
     let (state, spec) = (rollout.state(), rollout.plan().spec());
     let mut draft = Draft::new(rollout, seq, now);
     match state.phase {
+        Phase::Warming if state.load == Load::Ready && state.holds.is_empty() => draft.begin(),
         Phase::Baking => draft.finish(Phase::Promoted),
         Phase::Soaking { stage } => {
             let silent = now >= state.heard.after(spec.triggers.no_verdict);
@@ -189,13 +254,34 @@ fn tick(rollout: &Rollout, seq: Seq, now: Timestamp) -> Decision<'_> {
             match outcome {
                 Undecided::Rollback => draft.go_back(cause),
                 Undecided::Hold => {
-                    draft
-                        .effects
-                        .push(draft.notice(true, format!("held: {cause}")));
+                    draft.page(format!("held: {cause}"));
                     draft.hold(name, "plan", &cause.to_string());
                     Ok(Some(draft))
                 }
             }
+        }
+        Phase::RollingBack {
+            part: Recovery::Warming,
+        } => {
+            if warms(rollout) {
+                draft.wait_aloud("the baseline takes long to load; the candidate still serves: abort now moves everybody at once");
+            } else {
+                draft.state.since = now;
+                draft
+                    .effects
+                    .push(Effect::Prepare(rollout.baseline().clone()));
+            }
+            Ok(Some(draft))
+        }
+        Phase::RollingBack { .. }
+        | Phase::Promoted
+        | Phase::RolledBack
+        | Phase::Blocked
+        | Phase::Concluded => {
+            draft.wait_aloud(
+                "a router has not confirmed; once its lease has run out, it can be removed",
+            );
+            Ok(Some(draft))
         }
         phase => draft.go_back(Cause::Deadline { phase }),
     }
@@ -230,7 +316,33 @@ fn done<'a>(
         ) => draft.go_back(Cause::NotServable {
             reason: reason.clone(),
         }),
-        (Effect::Prepare(_), Outcome::Ok, Phase::Warming) => draft.begin(),
+        (Effect::Prepare(_), Outcome::Ok, Phase::Warming) => {
+            draft.state.load = Load::Ready;
+            draft.begin()
+        }
+        (
+            Effect::Prepare(_),
+            Outcome::Ok,
+            Phase::RollingBack {
+                part: Recovery::Warming,
+            },
+        ) => {
+            draft.state.baseline_cold = false;
+            draft.redirect()
+        }
+        (
+            Effect::Prepare(_),
+            Outcome::Failed { reason },
+            Phase::RollingBack {
+                part: Recovery::Warming,
+            },
+        ) => {
+            draft.state.since = now;
+            draft.wait_aloud(&format!(
+                "the baseline could not be loaded ({reason}); the candidate still serves: abort now moves everybody at once"
+            ));
+            Ok(Some(draft))
+        }
         (
             Effect::Drain { .. },
             _,
@@ -238,6 +350,17 @@ fn done<'a>(
                 part: Recovery::Draining,
             },
         ) => draft.retire(),
+        (
+            Effect::Drain { .. },
+            _,
+            Phase::Soaking { .. } | Phase::Held { .. } | Phase::Promoting | Phase::Baking,
+        ) if rollout.plan().spec().recovery.standby == Standby::Cold => {
+            draft.state.baseline_cold = true;
+            draft
+                .effects
+                .push(Effect::Standby(rollout.baseline().clone()));
+            Ok(Some(draft))
+        }
         (
             Effect::Retire(_),
             _,
@@ -258,41 +381,46 @@ fn found<'a>(
     routers: &Observed,
 ) -> Decision<'a> {
     let (state, phase) = (rollout.state(), rollout.phase());
-    let mut draft = Draft::new(rollout, seq, now);
+    let draft = || Draft::new(rollout, seq, now);
     let going_on = !phase.is_end() && !matches!(phase, Phase::RollingBack { .. });
     if going_on && let Some(cause) = told_to_go_back(rollout, routers) {
-        return draft.go_back(cause);
+        return draft().go_back(cause);
     }
-    let confirmed = state
-        .routed
-        .is_some_and(|(at, _)| routers.confirms(Position { fence, seq: at }, &state.split));
+    let confirmed = || {
+        state
+            .routed
+            .is_some_and(|(at, _)| routers.confirms(Position { fence, seq: at }, &state.split))
+    };
     match phase {
         Phase::Shifting { .. } | Phase::Soaking { .. } | Phase::Held { .. }
             if has_lapsed(rollout, routers) =>
         {
-            draft.resume_share()
+            draft().resume_share()
         }
-        Phase::Shifting { stage } if confirmed => draft.confirmed(stage),
+        Phase::Shifting { stage } if confirmed() => draft().confirmed(stage),
         Phase::Soaking { .. } | Phase::Held { .. } | Phase::Baking => {
             match drifted(rollout, routers) {
-                Some(router) => draft.go_back(Cause::Drifted { router }),
+                Some(router) => draft().go_back(Cause::Drifted { router }),
                 None => Ok(None),
             }
         }
-        Phase::Promoting if confirmed => {
-            draft.done_routing();
-            draft.enter(Phase::Baking);
-            draft
-                .effects
-                .push(draft.notice(false, "promoted".to_owned()));
-            Ok(Some(draft))
+        Phase::Promoting if confirmed() => draft().promoted(),
+        // Users are on the baseline already, cold as it is: nothing to wait for.
+        Phase::RollingBack {
+            part: Recovery::Warming,
+        } if told_to_go_back(rollout, routers).is_some()
+            || has_lapsed(rollout, routers)
+            || drifted(rollout, routers).is_some() =>
+        {
+            draft().redirect()
         }
         Phase::RollingBack {
             part: Recovery::Redirecting,
-        } if confirmed => draft.drain(),
-        Phase::Promoted | Phase::RolledBack | Phase::Blocked
-            if confirmed && !rollout.is_settled() =>
+        } if confirmed() => draft().drain(),
+        Phase::Promoted | Phase::RolledBack | Phase::Blocked | Phase::Concluded
+            if !rollout.is_settled() && confirmed() =>
         {
+            let mut draft = draft();
             draft.done_routing();
             Ok(Some(draft))
         }
@@ -364,7 +492,7 @@ fn judged<'a>(
         }
     }
     // Harm counts even where a router cannot be reached: going back is always safe.
-    if judgement.verdict == Verdict::Fail {
+    if judgement.verdict == Verdict::Fail && state.stranded.is_none() {
         let worst = judgement
             .gates
             .iter()
@@ -392,20 +520,20 @@ fn judged<'a>(
         return Err(Rejected::Unconfirmed);
     }
     draft.state.heard = now;
+    let action = |metric: &str| {
+        spec.gates
+            .iter()
+            .find(|g| g.metric == metric)
+            .map(|g| g.action)
+    };
     for gate in judgement
         .gates
         .iter()
-        .filter(|g| g.verdict == Verdict::Fail)
+        .filter(|g| g.verdict == Verdict::Fail && action(&g.metric) == Some(Action::Hold))
     {
-        let holds = spec
-            .gates
-            .iter()
-            .any(|g| g.metric == gate.metric && matches!(g.action, Action::Hold));
         let name = format!("gate-{}", gate.metric);
-        if holds && !state.holds.contains_key(&name) && !state.waived.contains(&name) {
-            draft
-                .effects
-                .push(draft.notice(true, format!("held: evidence of harm in {:?}", gate.metric)));
+        if !state.holds.contains_key(&name) && !state.waived.contains(&name) {
+            draft.page(format!("held: evidence of harm in {:?}", gate.metric));
             draft.hold(&name, "gate", "evidence of harm");
         }
     }
@@ -416,380 +544,61 @@ fn judged<'a>(
     let Some(this) = spec.stages.get(stage) else {
         return Ok(Some(draft));
     };
-    // A failed hold gate that a person has cleared in this stage does not stand in the way any more.
-    let waived = |g: &llm_gates::GateEvidence| state.waived.contains(&format!("gate-{}", g.metric));
-    let passed = judgement.verdict == Verdict::Pass
-        || (judgement.gates.iter().any(waived)
-            && judgement
-                .gates
-                .iter()
-                .all(|g| g.verdict == Verdict::Pass || waived(g)));
+    // A failed hold gate that a person has cleared in this stage does not stand in the way any more, a failed warn gate never does.
+    let passes = |g: &llm_gates::GateEvidence| match g.verdict {
+        Verdict::Pass => true,
+        Verdict::Inconclusive => false,
+        Verdict::Fail => {
+            action(&g.metric) == Some(Action::Warn)
+                || state.waived.contains(&format!("gate-{}", g.metric))
+        }
+    };
+    let mut needed = judgement
+        .gates
+        .iter()
+        .filter(|g| rollout.plan().needs(this, &g.metric));
+    let passed = judgement.verdict != Verdict::Fail && needed.all(passes);
     let ripe = passed && !judgement.paused && draft.state.dwell >= this.dwell;
-    let frozen = state.frozen_until.is_some_and(|until| now < until);
-    if !ripe || frozen {
+    if !ripe || draft.is_frozen() {
         return Ok(Some(draft));
     }
-    match this.advance {
-        Advance::Manual if !state.approvals.contains(&stage) => {
-            draft.effects.push(draft.notice(
-                true,
-                format!("stage {stage} has passed and waits for approval"),
-            ));
-            draft.hold(APPROVAL, "plan", "this stage advances by hand");
-            Ok(Some(draft))
-        }
-        _ if stage + 1 < spec.stages.len() => draft.shift(stage + 1),
-        _ => draft.promote(),
+    if this.advance == Advance::Manual && !state.approvals.contains_key(&stage) {
+        draft.page(format!("stage {stage} has passed and waits for approval"));
+        draft.hold(APPROVAL, "plan", "this stage advances by hand");
+        return Ok(Some(draft));
     }
+    draft.advance(stage)
 }
 
 fn weighted(gate: &llm_gates::GateEvidence) -> f64 {
     gate.weight.ln() + gate.log_e
 }
 
-/// The hold that a manual stage waits under.
-const APPROVAL: &str = "approval";
-
-fn operator<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, command: &Command) -> Decision<'a> {
-    let (state, spec) = (rollout.state(), rollout.plan().spec());
+fn alarmed<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, alarm: &Alarm) -> Decision<'a> {
+    let triggers = &rollout.plan().spec().triggers;
+    let response = triggers
+        .alarms
+        .get(&alarm.name)
+        .copied()
+        .unwrap_or(triggers.other_alarms);
+    let hold = format!("alarm-{}", alarm.name);
+    if response == Response::Hold && rollout.state().holds.contains_key(&hold) {
+        return Ok(None);
+    }
     let mut draft = Draft::new(rollout, seq, now);
-    match &command.verb {
-        Verb::Abort => draft.go_back(Cause::Operator {
-            by: command.by.clone(),
-            why: command.why.clone(),
-        }),
-        Verb::Approve => {
-            let from = state.phase.stage().unwrap_or(0);
-            let manual = |i: &usize| {
-                spec.stages
-                    .get(*i)
-                    .is_some_and(|s| s.advance == Advance::Manual)
-            };
-            let open =
-                (from..spec.stages.len()).find(|i| manual(i) && !state.approvals.contains(i));
-            let Some(stage) = open else {
-                return Err(Rejected::NothingToApprove);
-            };
-            draft.state.approvals.insert(stage);
-            draft.clear(APPROVAL)
+    let text = format!("alarm {:?}: {}", alarm.name, alarm.detail);
+    match response {
+        Response::Page => draft.page(text),
+        Response::Hold => {
+            draft.page(format!("held: {text}"));
+            draft.hold(&hold, "alarm", &alarm.detail);
         }
-        Verb::Hold { name } => {
-            draft.hold(name, &command.by, &command.why);
-            Ok(Some(draft))
-        }
-        Verb::Resume { name } if state.holds.contains_key(name) => {
-            draft.state.waived.insert(name.clone());
-            draft.clear(name)
-        }
-        Verb::Resume { name } => Err(Rejected::UnknownHold(name.clone())),
-    }
-}
-
-impl<'a> Draft<'a> {
-    fn new(rollout: &'a Rollout, seq: Seq, now: Timestamp) -> Self {
-        Self {
-            rollout,
-            seq,
-            now,
-            state: rollout.state().clone(),
-            done: Vec::new(),
-            effects: Vec::new(),
+        Response::Rollback => {
+            return draft.go_back(Cause::Alarm {
+                name: alarm.name.clone(),
+                detail: alarm.detail.clone(),
+            });
         }
     }
-
-    /// Another phase: what the last one waited for is not waited for any more.
-    fn enter(&mut self, phase: Phase) {
-        self.state.phase = phase;
-        self.state.since = self.now;
-        let overtaken = self.rollout.pending().iter().filter(|intent| {
-            matches!(
-                intent.effect,
-                Effect::Evaluate(_) | Effect::Prepare(_) | Effect::Drain { .. }
-            )
-        });
-        for id in overtaken.map(|intent| intent.id) {
-            if !self.done.contains(&id) {
-                self.done.push(id);
-            }
-        }
-    }
-
-    fn notice(&self, page: bool, text: String) -> Effect {
-        Effect::Notify(Notice {
-            page,
-            rollout: self.rollout.id().clone(),
-            text,
-        })
-    }
-
-    /// The split as it is, at a new place in the log.
-    fn route(&mut self, direction: Direction) {
-        self.state.routed = Some((self.seq, direction));
-        self.effects.push(Effect::Route {
-            direction,
-            split: self.state.split.clone(),
-        });
-    }
-
-    fn done_routing(&mut self) {
-        let routes = self
-            .rollout
-            .pending()
-            .iter()
-            .filter(|i| matches!(i.effect, Effect::Route { .. }));
-        self.done.extend(routes.map(|i| i.id));
-    }
-
-    fn start(mut self) -> Decision<'a> {
-        if self.rollout.plan().spec().pre_flight.is_some() {
-            self.enter(Phase::PreFlight);
-            self.effects
-                .push(Effect::Evaluate(self.rollout.candidate().clone()));
-            Ok(Some(self))
-        } else {
-            self.warm()
-        }
-    }
-
-    fn pre_flight(mut self, report: &TableReport) -> Decision<'a> {
-        let stopped = |action: Action| matches!(action, Action::Block | Action::Rollback);
-        let gates = report
-            .rows
-            .iter()
-            .filter(|row| row.verdict != Verdict::Pass && stopped(row.action))
-            .map(|row| row.metric.clone())
-            .collect::<Vec<_>>();
-        if !gates.is_empty() {
-            return self.go_back(Cause::PreFlight { gates });
-        }
-        for row in report
-            .rows
-            .iter()
-            .filter(|row| row.verdict == Verdict::Fail && matches!(row.action, Action::Hold))
-        {
-            self.hold(
-                &format!("gate-{}", row.metric),
-                "pre-flight",
-                "the gate failed before deployment",
-            );
-        }
-        self.warm()
-    }
-
-    fn warm(mut self) -> Decision<'a> {
-        self.enter(Phase::Warming);
-        self.state.prepared = true;
-        self.effects
-            .push(Effect::Prepare(self.rollout.candidate().clone()));
-        Ok(Some(self))
-    }
-
-    /// The candidate can serve: the first stage, unless something stands against it.
-    fn begin(self) -> Decision<'a> {
-        if self.state.holds.is_empty() {
-            self.shift(0)
-        } else {
-            Ok(Some(self))
-        }
-    }
-
-    fn shift(mut self, stage: usize) -> Decision<'a> {
-        self.state.stage_since = self.now;
-        self.state.waived.clear();
-        self.set_share(stage)
-    }
-
-    fn set_share(mut self, stage: usize) -> Decision<'a> {
-        let spec = self.rollout.plan().spec();
-        let Some(exposure) = spec.stages.get(stage) else {
-            return Ok(None);
-        };
-        self.enter(Phase::Shifting { stage });
-        self.state.dwell = Duration::ZERO;
-        let shares = (exposure.serve.0, exposure.control.0);
-        let ahead = if exposure.serve.0.is_none() {
-            let later = spec.stages.iter().skip(stage + 1);
-            Split::ahead_of(later.map(|stage| stage.serve.0))
-        } else {
-            Vec::new()
-        };
-        self.state.split = Split {
-            candidate: Some(self.rollout.candidate().clone()),
-            share: exposure.serve.0,
-            control: exposure.control.0,
-            salt: self.rollout.salt(),
-            lease: Some(spec.lease.ttl),
-            ramp: self
-                .state
-                .split
-                .ramp_to(self.rollout.id(), shares, self.now),
-            ahead,
-            ..Split::steady(
-                Some(self.rollout.id().clone()),
-                self.rollout.baseline().clone(),
-                self.state.split.epoch.next(),
-            )
-        };
-        self.route(Direction::Forward);
-        Ok(Some(self))
-    }
-
-    /// A share has lapsed: the same share in a new epoch, unless that happens too often or took too long.
-    fn resume_share(mut self) -> Decision<'a> {
-        let lease = &self.rollout.plan().spec().lease;
-        self.state.lapses += 1;
-        let away = self
-            .rollout
-            .last()
-            .map(|(_, at)| self.now.since(at))
-            .unwrap_or_default();
-        if self.state.lapses >= lease.lapses || away > lease.longest_lapse {
-            let times = self.state.lapses;
-            return self.go_back(Cause::Lapsed { times });
-        }
-        let Some(stage) = self.state.phase.stage() else {
-            return Ok(None);
-        };
-        let dwell = self.state.dwell;
-        // Time away does not use up the stage's limit.
-        self.state.stage_since = self.state.stage_since.after(away);
-        let mut draft = self.set_share(stage)?;
-        if let Some(draft) = &mut draft {
-            draft.state.dwell = dwell;
-        }
-        Ok(draft)
-    }
-
-    /// Every router serves the share: the stage's evidence begins here.
-    fn confirmed(mut self, stage: usize) -> Decision<'a> {
-        self.done_routing();
-        self.state.heard = self.now;
-        let held = !self.state.holds.is_empty();
-        self.enter(if held {
-            Phase::Held { stage }
-        } else {
-            Phase::Soaking { stage }
-        });
-        Ok(Some(self))
-    }
-
-    fn hold(&mut self, name: &str, by: &str, why: &str) {
-        let hold = Hold {
-            by: by.to_owned(),
-            why: why.to_owned(),
-            at: self.now,
-        };
-        self.state.holds.insert(name.to_owned(), hold);
-        if let Phase::Soaking { stage } = self.state.phase {
-            self.enter(Phase::Held { stage });
-        }
-    }
-
-    /// Removes a hold; the last one gone, it goes on.
-    fn clear(mut self, name: &str) -> Decision<'a> {
-        self.state.holds.remove(name);
-        if !self.state.holds.is_empty() {
-            return Ok(Some(self));
-        }
-        match self.state.phase {
-            Phase::Held { stage } => {
-                // Time held does not use up the stage's limit.
-                self.state.stage_since = self
-                    .state
-                    .stage_since
-                    .after(self.now.since(self.state.since));
-                self.state.heard = self.now;
-                self.enter(Phase::Soaking { stage });
-                Ok(Some(self))
-            }
-            Phase::Warming
-                if !self
-                    .rollout
-                    .pending()
-                    .iter()
-                    .any(|i| matches!(i.effect, Effect::Prepare(_))) =>
-            {
-                self.shift(0)
-            }
-            _ => Ok(Some(self)),
-        }
-    }
-
-    fn promote(mut self) -> Decision<'a> {
-        self.enter(Phase::Promoting);
-        let epoch = self.state.split.epoch.next();
-        self.state.split = Split::steady(
-            Some(self.rollout.id().clone()),
-            self.rollout.candidate().clone(),
-            epoch,
-        );
-        self.route(Direction::Promote);
-        Ok(Some(self))
-    }
-
-    /// Away from the candidate, whatever the phase: before any exposure that is the end, after it the recovery procedure.
-    fn go_back(mut self, cause: Cause) -> Decision<'a> {
-        let text = cause.to_string();
-        self.state.cause = Some(cause);
-        self.state.holds.clear();
-        self.state.split = Split::steady(
-            Some(self.rollout.id().clone()),
-            self.rollout.baseline().clone(),
-            self.state.split.epoch.next(),
-        );
-        if self.state.routed.is_none() {
-            self.effects
-                .push(self.notice(true, format!("blocked: {text}")));
-            return self.finish(Phase::Blocked);
-        }
-        self.enter(Phase::RollingBack {
-            part: Recovery::Redirecting,
-        });
-        self.route(Direction::Back);
-        self.effects
-            .push(self.notice(true, format!("rolling back: {text}")));
-        Ok(Some(self))
-    }
-
-    fn drain(mut self) -> Decision<'a> {
-        self.done_routing();
-        self.enter(Phase::RollingBack {
-            part: Recovery::Draining,
-        });
-        let deadline = self.rollout.plan().spec().recovery.drain;
-        self.effects.push(Effect::Drain {
-            version: self.rollout.candidate().clone(),
-            deadline,
-        });
-        Ok(Some(self))
-    }
-
-    fn retire(mut self) -> Decision<'a> {
-        self.enter(Phase::RollingBack {
-            part: Recovery::Retiring,
-        });
-        self.effects
-            .push(Effect::Retire(self.rollout.candidate().clone()));
-        Ok(Some(self))
-    }
-
-    /// An end: the routers are told that it is over, and who is not needed any more is retired.
-    fn finish(mut self, end: Phase) -> Decision<'a> {
-        self.enter(end);
-        match end {
-            Phase::Promoted => self
-                .effects
-                .push(Effect::Retire(self.rollout.baseline().clone())),
-            Phase::Blocked if self.state.prepared => {
-                self.effects
-                    .push(Effect::Retire(self.rollout.candidate().clone()));
-            }
-            Phase::RolledBack => self
-                .effects
-                .push(self.notice(false, "rolled back".to_owned())),
-            _ => {}
-        }
-        self.route(Direction::End);
-        Ok(Some(self))
-    }
+    Ok(Some(draft))
 }

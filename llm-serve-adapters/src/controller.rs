@@ -8,15 +8,16 @@ mod routers;
 
 use crate::endpoint::{CommandError, Status, SubmitError};
 use crate::host::{
-    Clock, Error, ErrorKind, Evaluator, MetricSource, Notifier, Owned, Query, Result,
+    Clock, Cursor, Error, ErrorKind, Evaluator, MetricSource, Notifier, Owned, Query, Result,
     ServingBackend, StateStore, TrafficRouter,
 };
 use crate::journal::{Checkpoint, Entry, Event, Ledger};
 use crate::recorder::Recorder;
 use jobs::{Finished, Jobs};
+use llm_gates::Judgement;
 use llm_rollout::{
-    Command, Direction, Effect, EndpointId, Fence, Heartbeat, Input, Look, Observed, Phase, Plan,
-    Position, Recovery, Rejected, Rollout, RolloutId, Seq, Step, Timestamp,
+    Command, Direction, Effect, EndpointId, Epoch, Fence, Heartbeat, Input, Look, Observed, Phase,
+    Plan, Position, Recovery, Rejected, Rollout, RolloutId, Seq, Step, Timestamp,
 };
 use llm_version_core::VersionId;
 use std::collections::BTreeMap;
@@ -426,13 +427,18 @@ impl Controller {
         };
         let spec = rollout.plan().spec();
         let every = spec.look_every;
-        let (metrics, candidate, baseline) = (
-            spec.metrics.clone(),
-            rollout.candidate().clone(),
-            rollout.baseline().clone(),
-        );
+        let (candidate, baseline) = (rollout.candidate().clone(), rollout.baseline().clone());
         let epoch = rollout.state().split.epoch;
-        let gates = rollout.plan().gate_plan(stage);
+        let Some(gates) = rollout.plan().gate_plan(stage) else {
+            return self.look_at_nothing(epoch, every).await;
+        };
+        let gated = |name: &&String| gates.gates.iter().any(|g| g.metric == **name);
+        let metrics = spec
+            .metrics
+            .iter()
+            .filter(|(name, _)| gated(name))
+            .map(|(name, def)| (name.clone(), def.clone()))
+            .collect();
         let query = Query {
             metrics: &metrics,
             epoch,
@@ -495,11 +501,46 @@ impl Controller {
             }
         };
         checkpoint.cursor = reading.cursor;
+        let heartbeat = reading.heartbeat.map(|beat| self.in_all(&candidate, beat));
+        self.judged(judgement, heartbeat, checkpoint).await
+    }
+
+    /// A look in a stage that no gate watches: time passes, and the routers are read back.
+    async fn look_at_nothing(&mut self, epoch: Epoch, every: Duration) -> Result<()> {
+        let now = self.now();
+        let saved = self.ledger.checkpoint.clone();
+        let begun = saved
+            .as_ref()
+            .filter(|c| c.epoch == epoch)
+            .and_then(|c| c.cursor.as_str().parse::<u64>().ok());
+        let checkpoint = Checkpoint {
+            evidence: saved.map(|c| c.evidence).unwrap_or_default(),
+            cursor: Cursor::new(now.as_millis().to_string()),
+            epoch,
+        };
+        match begun {
+            None => self.ledger.checkpoint = Some(checkpoint),
+            Some(_) if self.next_look.is_some_and(|due| now < due) => return Ok(()),
+            Some(from) => {
+                let judgement = Judgement::ungated(epoch.get(), from, now.as_millis());
+                self.judged(judgement, None, checkpoint).await?;
+            }
+        }
+        self.next_look = Some(now.after(every));
+        Ok(())
+    }
+
+    async fn judged(
+        &mut self,
+        judgement: Judgement,
+        heartbeat: Option<Heartbeat>,
+        checkpoint: Checkpoint,
+    ) -> Result<()> {
         // Read back after the judgement was made: a verdict counts only if every router is still what it was.
         let routers = self.routers_round().await?;
         let look = Look {
             judgement,
-            heartbeat: reading.heartbeat.map(|beat| self.in_all(&candidate, beat)),
+            heartbeat,
             fence: self.fence,
             routers,
         };

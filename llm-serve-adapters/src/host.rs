@@ -216,6 +216,22 @@ pub trait ServingBackend: Debug + Send + Sync + 'static {
     /// `Permanent` if it cannot serve (blocks the rollout); `Transient` is tried again until the plan's deadline.
     async fn prepare(&self, version: &VersionId, at: Position) -> Result<()>;
 
+    /// Scales the version down until it is prepared again; it serves nobody now. A backend that has no way to do so keeps it.
+    ///
+    /// # Errors
+    /// As [`Self::retire`].
+    async fn standby(&self, _version: &VersionId, _at: Position) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether the version can serve now. `None`: it cannot tell.
+    ///
+    /// # Errors
+    /// `Transient` if it cannot be reached, which says nothing about the version.
+    async fn healthy(&self, _version: &VersionId) -> Result<Option<bool>> {
+        Ok(None)
+    }
+
     /// Requests that are still running on the version. `None`: it cannot tell, and the drain deadline decides.
     ///
     /// # Errors

@@ -27,6 +27,9 @@ pub struct PlanSpec {
     /// What the live metrics must not show.
     #[serde(default)]
     pub gates: Vec<LiveGate>,
+    /// Says in so many words that no gate watches the candidate: only alarms, dead-man's switches and people send it back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ungated: bool,
     /// What it takes to advance.
     #[serde(default)]
     pub pass: PassSpec,
@@ -36,6 +39,9 @@ pub struct PlanSpec {
     /// Exposures, in order.
     #[serde(default)]
     pub stages: Vec<StageSpec>,
+    /// What follows the last stage.
+    #[serde(default, skip_serializing_if = "Finish::is_promote")]
+    pub finish: Finish,
     /// After promotion: how long the old baseline stays warm for an instant return.
     #[serde(default, with = "words")]
     pub bake: Duration,
@@ -66,6 +72,37 @@ pub enum MetricDef {
     DurationOver(#[serde(with = "words")] Duration),
     /// Requests on which the host raised this flag (a failed check, a safety block, a thumbs-down).
     Flag(String),
+    /// Mirrored requests, compared with the baseline's answer by the comparator of this name: wins, ties and losses of the candidate.
+    Pair(String),
+}
+
+impl MetricDef {
+    /// Whether it is measured on mirrored requests; the others are measured on requests that the candidate answers.
+    pub const fn is_mirrored(&self) -> bool {
+        matches!(self, Self::Pair(_))
+    }
+}
+
+/// What follows the last stage.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(clippy::exhaustive_enums, reason = "one or the other")]
+pub enum Finish {
+    /// The candidate becomes the baseline.
+    #[default]
+    Promote,
+    /// The candidate is taken out again, whatever it has shown: a shadow test, or an experiment.
+    Return,
+}
+
+impl Finish {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "the signature that serde's `skip_serializing_if` asks for"
+    )]
+    fn is_promote(&self) -> bool {
+        *self == Self::Promote
+    }
 }
 
 /// What it takes to advance, once dwell and samples are reached.
@@ -102,8 +139,12 @@ pub struct PreFlightSpec {
 #[serde(deny_unknown_fields)]
 #[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
 pub struct StageSpec {
-    /// Share of the candidate in per cent, in steps of 0.01.
+    /// Share of the candidate in per cent, in steps of 0.01. With neither this nor `mirror`, the candidate runs and gets no requests of users: a preview.
+    #[serde(default)]
     pub serve: Exposure,
+    /// Share of the baseline's requests, in per cent, that is mirrored to the candidate; nobody sees its answers.
+    #[serde(default, skip_serializing_if = "Exposure::is_none")]
+    pub mirror: Exposure,
     /// Share of the control arm in per cent (a slice of the baseline, treated like the candidate); at most 50.
     #[serde(default, skip_serializing_if = "Exposure::is_none")]
     pub control: Exposure,
@@ -116,6 +157,9 @@ pub struct StageSpec {
     /// Candidate samples of every gated metric that a pass needs.
     #[serde(default)]
     pub min_samples: u64,
+    /// The metrics whose gates must pass before it advances; all gates go on sending harm back. Not set: every gate that this exposure can feed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs: Option<Vec<String>>,
     /// Who lets it advance.
     #[serde(default)]
     pub advance: Advance,
@@ -181,6 +225,24 @@ pub struct Triggers {
     /// No verdict (of any kind) has come for this long; then `outcomes.no_verdict`.
     #[serde(with = "words")]
     pub no_verdict: Duration,
+    /// What an alarm from outside does, by its name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub alarms: BTreeMap<String, Response>,
+    /// What an alarm does that is not named in `alarms`.
+    pub other_alarms: Response,
+}
+
+/// What an alarm does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(clippy::exhaustive_enums, reason = "the machine must handle each")]
+pub enum Response {
+    /// Tell people.
+    Page,
+    /// Hold and tell people.
+    Hold,
+    /// Go back.
+    Rollback,
 }
 
 impl Default for Triggers {
@@ -188,6 +250,8 @@ impl Default for Triggers {
         Self {
             candidate_silent: Duration::from_secs(60),
             no_verdict: Duration::from_secs(600),
+            alarms: BTreeMap::new(),
+            other_alarms: Response::Hold,
         }
     }
 }
@@ -197,15 +261,34 @@ impl Default for Triggers {
 #[serde(deny_unknown_fields, default)]
 #[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
 pub struct RecoverySpec {
-    /// How long requests in flight on the candidate may still run.
+    /// How long requests in flight may still run on a version before it is retired.
     #[serde(with = "words")]
     pub drain: Duration,
+    /// Whether the baseline stays loaded while the candidate serves everything.
+    pub standby: Standby,
+    /// How long warming up a cold baseline may take before people are told and it is tried again.
+    #[serde(with = "words")]
+    pub warm: Duration,
+}
+
+/// What becomes of the baseline while the candidate serves everything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(clippy::exhaustive_enums, reason = "one or the other")]
+pub enum Standby {
+    /// It stays loaded: going back is one split.
+    #[default]
+    Warm,
+    /// It is scaled down: going back loads it first, except in an emergency.
+    Cold,
 }
 
 impl Default for RecoverySpec {
     fn default() -> Self {
         Self {
             drain: Duration::from_secs(60),
+            standby: Standby::Warm,
+            warm: Duration::from_secs(900),
         }
     }
 }
@@ -446,15 +529,24 @@ impl PlanSpec {
                 "a plan needs at least one stage: [[stages]] with serve and dwell",
             );
         }
+        if self.gates.is_empty() && !self.ungated {
+            return wrong(
+                "gates",
+                "nothing would ever send a bad candidate back: add [[gates]], or write ungated = true",
+            );
+        }
         let mut before = Share::NONE;
         for (i, stage) in self.stages.iter().enumerate() {
             let (serve, control) = (stage.serve.0, stage.control.0);
-            if serve <= before {
+            if serve < before {
                 return wrong(
                     format!("stages[{i}].serve"),
-                    format!("{serve} does not grow: the stage before serves {before}"),
+                    format!(
+                        "{serve} shrinks: the stage before serves {before}, and whoever is in stays in"
+                    ),
                 );
             }
+            self.check_needs(i, stage)?;
             if control.basis_points() > 5_000
                 || control.basis_points() + serve.basis_points() > 10_000
             {
@@ -476,5 +568,35 @@ impl PlanSpec {
             before = serve;
         }
         Ok(())
+    }
+
+    fn check_needs(&self, i: usize, stage: &StageSpec) -> Result<(), PlanError> {
+        for (j, metric) in stage.needs.iter().flatten().enumerate() {
+            let path = format!("stages[{i}].needs[{j}]");
+            if !self.gates.iter().any(|g| g.metric == *metric) {
+                return wrong(
+                    path,
+                    format!("{metric:?} has no gate: add one under [[gates]]"),
+                );
+            }
+            if !self.feeds(stage, metric) {
+                let what = if stage.serve.0 == Share::NONE {
+                    "the candidate answers no user in this stage"
+                } else {
+                    "nothing is mirrored in this stage"
+                };
+                return wrong(path, format!("{metric:?} could never pass: {what}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this stage's exposure gives the metric anything to count.
+    pub(super) fn feeds(&self, stage: &StageSpec, metric: &str) -> bool {
+        let share = match self.metrics.get(metric) {
+            Some(def) if def.is_mirrored() => stage.mirror,
+            _ => stage.serve,
+        };
+        share.0 > Share::NONE
     }
 }

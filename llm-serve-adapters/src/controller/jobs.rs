@@ -185,6 +185,10 @@ async fn run(
             None => Ok(()),
         },
         Effect::Drain { version, deadline } => return drain(parts, &version, deadline).await,
+        Effect::Standby(version) => match &parts.backend {
+            Some(backend) => backend.standby(&version, at).await,
+            None => Ok(()),
+        },
         Effect::Retire(version) => match &parts.backend {
             Some(backend) => backend.retire(&version, at).await,
             None => Ok(()),

@@ -29,7 +29,8 @@ impl Controller {
         let within_grace = self
             .store_down_since
             .is_none_or(|since| now < since.after(grace));
-        let forward = self.active && self.doubt.is_none();
+        let forward =
+            self.active && self.doubt.is_none() && self.rollout().is_some_and(Rollout::may_raise);
         let (fence, rollout) = (self.fence, self.rollout());
         let round = join_all(self.parts.routers.iter().map(async |router| {
             let answer = within(visit(&**router, fence, rollout, forward, within_grace)).await;

@@ -110,7 +110,7 @@ async fn run(args: &Args) -> Result<()> {
         .await?;
     if let Some(rollout) = &chat.status().ledger.rollout
         && !rollout.is_settled()
-        && rollout.state().prepared
+        && rollout.state().load != llm_rollout::Load::None
     {
         engines.load(rollout.candidate()).await?;
         engines.load(rollout.baseline()).await?;

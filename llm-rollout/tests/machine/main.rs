@@ -1,0 +1,9 @@
+//! The machine as a whole.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod life;
+mod lives;
+mod recovery;
+mod stages;
+mod verbs;

@@ -1,0 +1,227 @@
+//! Going back where the baseline is cold or unhealthy, and waits that take long.
+
+use crate::life::{Life, plan, version};
+use llm_gates::Verdict;
+use llm_rollout::{
+    Cause, Direction, Effect, Input, Outcome, Phase, Plan, Recovery, Rejected, Share, Standby, Verb,
+};
+use std::time::Duration;
+
+const WARMING: Phase = Phase::RollingBack {
+    part: Recovery::Warming,
+};
+const REDIRECTING: Phase = Phase::RollingBack {
+    part: Recovery::Redirecting,
+};
+
+fn health(baseline: bool) -> Input {
+    Input::Health { baseline }
+}
+
+fn cold() -> Plan {
+    let mut spec = plan().spec().clone();
+    spec.recovery.standby = Standby::Cold;
+    spec.stages = vec![spec.stages[2].clone()];
+    spec.try_into().unwrap()
+}
+
+/// The candidate serves everything, and the baseline has been scaled down.
+fn scaled_down() -> Life {
+    let mut life = Life::soaking_with(cold());
+    assert_eq!(life.router.split.share, Share::ALL);
+    assert!(
+        !life.asked(&Effect::Standby(version(1))),
+        "not under the requests that it still answers"
+    );
+    life.serve();
+    assert!(life.asked(&Effect::Standby(version(1))));
+    life.serve();
+    life
+}
+
+#[test]
+fn a_cold_baseline_is_warmed_before_anybody_is_sent_to_it() {
+    let mut life = scaled_down();
+    life.judged(Verdict::Fail).unwrap();
+    assert_eq!(life.rollout.phase(), WARMING);
+    assert!(life.asked(&Effect::Prepare(version(1))));
+    assert!(!life.rollout.may_raise());
+    assert_eq!(
+        life.router.split.share,
+        Share::ALL,
+        "the candidate serves on"
+    );
+    life.serve();
+    assert_eq!(life.rollout.phase(), REDIRECTING);
+    assert_eq!(
+        (life.router.split.share, &life.router.split.baseline),
+        (Share::NONE, &version(1))
+    );
+}
+
+#[test]
+fn a_baseline_that_does_not_load_is_tried_again_and_people_are_told_once() {
+    let mut life = scaled_down();
+    life.operator(Verb::Abort).unwrap();
+    let prepare = |life: &Life| {
+        let mut pending = life.rollout.pending().iter();
+        pending
+            .find(|i| matches!(i.effect, Effect::Prepare(_)))
+            .map(|i| i.id)
+    };
+    for _ in 0..3 {
+        let intent = prepare(&life).unwrap();
+        let outcome = Outcome::Failed {
+            reason: "no GPU".into(),
+        };
+        life.give(Input::Done { intent, outcome }).unwrap();
+        assert_eq!((prepare(&life), life.pages()), (None, 1));
+        life.wait(Duration::from_secs(900));
+        life.give(Input::Tick).unwrap();
+    }
+    life.wait(Duration::from_secs(900));
+    life.give(Input::Tick).unwrap();
+    assert!(!life.give(Input::Tick).unwrap(), "one page for one wait");
+    life.serve();
+    assert_eq!(life.rollout.phase(), REDIRECTING);
+}
+
+#[test]
+fn in_an_emergency_nobody_waits_for_the_baseline() {
+    let mut told = scaled_down();
+    told.operator(Verb::AbortNow).unwrap();
+    assert_eq!(told.rollout.phase(), REDIRECTING);
+    assert!(
+        told.asked(&Effect::Prepare(version(1))),
+        "it is loaded all the same"
+    );
+
+    let mut later = scaled_down();
+    later.operator(Verb::Abort).unwrap();
+    later.operator(Verb::AbortNow).unwrap();
+    assert_eq!(later.rollout.phase(), REDIRECTING);
+
+    let mut silent = scaled_down();
+    let mut look = silent.look(Verdict::Pass, 1);
+    look.heartbeat.as_mut().unwrap().waiting = Duration::from_secs(60);
+    silent.give(Input::Judged(Box::new(look))).unwrap();
+    assert_eq!(
+        silent.rollout.phase(),
+        REDIRECTING,
+        "who answers nobody is not worth waiting with"
+    );
+
+    let mut lapsed = scaled_down();
+    lapsed.operator(Verb::Abort).unwrap();
+    lapsed.router.lapsed = true;
+    lapsed.found();
+    assert_eq!(
+        lapsed.rollout.phase(),
+        REDIRECTING,
+        "users are on the baseline already"
+    );
+}
+
+#[test]
+fn an_unhealthy_baseline_keeps_users_on_the_candidate_until_it_is_back() {
+    let mut life = Life::soaking();
+    assert!(!life.give(health(true)).unwrap(), "no news");
+    life.give(health(false)).unwrap();
+    assert_eq!(
+        (life.rollout.phase(), life.pages()),
+        (Phase::Held { stage: 0 }, 1),
+        "a comparison with a broken baseline proves nothing"
+    );
+    let share = life.router.split.share;
+    life.judged(Verdict::Fail).unwrap();
+    assert_eq!(
+        (life.rollout.phase(), life.pages()),
+        (Phase::Held { stage: 0 }, 2)
+    );
+    assert!(matches!(
+        life.rollout.state().stranded,
+        Some(Cause::Gate { .. })
+    ));
+    life.judged(Verdict::Fail).unwrap();
+    life.judged(Verdict::Pass).unwrap();
+    assert_eq!((life.router.split.share, life.pages()), (share, 2));
+    assert_eq!(
+        life.operator(Verb::Resume {
+            name: "baseline-unhealthy".into()
+        }),
+        Err(Rejected::BaselineDown)
+    );
+    life.wait(Duration::from_secs(30 * 24 * 3600));
+    assert!(
+        !life.give(Input::Tick).unwrap(),
+        "no deadline sends users to a version that cannot serve"
+    );
+    life.give(health(true)).unwrap();
+    assert_eq!(life.rollout.phase(), REDIRECTING);
+    assert!(matches!(
+        life.rollout.state().cause,
+        Some(Cause::Gate { .. })
+    ));
+}
+
+#[test]
+fn a_healthy_baseline_again_lets_it_go_on() {
+    let mut life = Life::soaking();
+    life.give(health(false)).unwrap();
+    life.give(health(true)).unwrap();
+    assert_eq!(life.rollout.phase(), Phase::Soaking { stage: 0 });
+}
+
+#[test]
+fn from_an_unhealthy_baseline_one_can_go_forward_or_back_by_hand() {
+    let stranded = || {
+        let mut life = Life::soaking();
+        life.give(health(false)).unwrap();
+        life.operator(Verb::Abort).unwrap();
+        assert!(life.rollout.state().stranded.is_some());
+        life
+    };
+    let mut forward = stranded();
+    forward.operator(Verb::PromoteNow).unwrap();
+    assert_eq!(forward.rollout.phase(), Phase::Promoting);
+    forward.found();
+    assert_eq!(forward.router.split.baseline, version(2));
+    let mut back = stranded();
+    back.operator(Verb::AbortNow).unwrap();
+    assert_eq!(back.rollout.phase(), REDIRECTING);
+}
+
+#[test]
+fn a_stranded_bake_neither_ends_nor_goes_back() {
+    let mut life = Life::baking(plan());
+    life.serve();
+    life.give(health(false)).unwrap();
+    life.operator(Verb::Abort).unwrap();
+    life.wait(Duration::from_secs(30 * 24 * 3600));
+    assert!(!life.give(Input::Tick).unwrap());
+    life.give(health(true)).unwrap();
+    assert_eq!(life.rollout.state().routed.unwrap().1, Direction::Back);
+}
+
+#[test]
+fn a_router_that_never_confirms_is_named_once() {
+    let mut life = Life::soaking();
+    life.operator(Verb::Abort).unwrap();
+    assert!(!life.give(Input::Tick).unwrap());
+    life.wait(Duration::from_secs(300));
+    life.give(Input::Tick).unwrap();
+    assert_eq!(life.pages(), 1);
+    life.wait(Duration::from_secs(300));
+    assert!(!life.give(Input::Tick).unwrap());
+}
+
+#[test]
+fn the_incident_is_recorded_when_it_is_over() {
+    let mut life = Life::soaking();
+    life.judged(Verdict::Fail).unwrap();
+    life.found();
+    life.serve();
+    assert!(!life.asked(&Effect::Record));
+    life.serve();
+    assert!(life.asked(&Effect::Record));
+}
