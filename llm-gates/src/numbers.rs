@@ -29,7 +29,12 @@ impl Default for LogSum {
 impl LogSum {
     pub(crate) fn add(&mut self, x: f64) {
         if x > self.max {
-            self.sum = self.sum * libm::exp(self.max - x) + 1.0;
+            let before = if self.sum > 0.0 {
+                self.sum * libm::exp(self.max - x)
+            } else {
+                0.0
+            };
+            self.sum = before + 1.0;
             self.max = x;
         } else if x > f64::NEG_INFINITY {
             self.sum += libm::exp(x - self.max);

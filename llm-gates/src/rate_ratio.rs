@@ -6,6 +6,8 @@
 //! (Ville 1939) P(E ever reaches 1 / alpha) <= alpha at any number of looks. It needs requests that are independent given the
 //! rates of their batch; persistent differences between sticky users belong into theta0, noise of replicas into an over-dispersed test.
 
+use std::sync::LazyLock;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -60,6 +62,9 @@ const WIDE16: [Alternative; 16] = [
     alternative(30.000_000_000_000_004, 0.0625),
 ];
 
+static LN_RR7: LazyLock<[f64; 7]> = LazyLock::new(|| RR7.map(|a| libm::log(a.theta)));
+static LN_WIDE16: LazyLock<[f64; 16]> = LazyLock::new(|| WIDE16.map(|a| libm::log(a.theta)));
+
 /// The ratios that [`RateRatio`] bets on.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -100,11 +105,18 @@ impl Grid {
         Ok(grid)
     }
 
-    pub(crate) fn ln_thetas(&self) -> Vec<f64> {
-        self.alternatives()
-            .iter()
-            .map(|a| libm::log(a.theta))
-            .collect()
+    /// ln(theta) of each.
+    pub(crate) fn ln_thetas(&self) -> impl Iterator<Item = f64> {
+        let known: &[f64] = match self {
+            Self::Rr7 => &*LN_RR7,
+            Self::Wide16 => &*LN_WIDE16,
+            Self::Custom(_) => &[],
+        };
+        let own = |(i, a): (usize, &Alternative)| {
+            let known = known.get(i).copied();
+            known.unwrap_or_else(|| libm::log(a.theta))
+        };
+        self.alternatives().iter().enumerate().map(own)
     }
 
     fn check(&self) -> Result<(), BadRateRatio> {
@@ -162,8 +174,6 @@ pub enum BadRateRatio {
 pub struct RateRatio {
     theta0: f64,
     grid: Grid,
-    /// ln(theta_j): computed once, no part of what is saved.
-    ln_thetas: Vec<f64>,
     /// ln(w_j) + sum of increments, per alternative.
     logs: Vec<f64>,
     starts: Option<Starts>,
@@ -205,7 +215,6 @@ impl TryFrom<Raw> for RateRatio {
         }
         Ok(Self {
             theta0: raw.theta0,
-            ln_thetas: raw.grid.ln_thetas(),
             grid: raw.grid,
             logs: raw.logs,
             starts: raw.starts,
@@ -255,7 +264,6 @@ impl RateRatio {
             .collect();
         Ok(Self {
             theta0,
-            ln_thetas: grid.ln_thetas(),
             grid,
             logs,
             starts: None,
@@ -361,7 +369,7 @@ impl RateRatio {
         }
         let pi = n_c / (n_c + n_b);
         let ln_g0 = libm::log1p(pi * (self.theta0 - 1.0));
-        let grid = self.grid.alternatives().iter().zip(&self.ln_thetas);
+        let grid = self.grid.alternatives().iter().zip(self.grid.ln_thetas());
         for (log, (a, ln_theta)) in self.logs.iter_mut().zip(grid) {
             *log += k_c * ln_theta - k * (libm::log1p(pi * (self.theta0 * a.theta - 1.0)) - ln_g0);
         }

@@ -50,16 +50,15 @@ impl Swap {
                 got: controls.len(),
             });
         }
-        let arms = (self.controls + 1) as f64;
-        for (log, a) in self.logs.0.iter_mut().zip(self.grid.alternatives()) {
-            let ln_theta = libm::log(a.theta);
+        let ln_arms = libm::log((self.controls + 1) as f64);
+        for (log, ln_theta) in self.logs.0.iter_mut().zip(self.grid.ln_thetas()) {
             let own = candidate as f64 * ln_theta;
             let mut all = LogSum::default();
             all.add(own);
             for k in controls {
                 all.add(*k as f64 * ln_theta);
             }
-            *log += libm::log(arms) + own - all.ln();
+            *log += ln_arms + own - all.ln();
         }
         Ok(())
     }

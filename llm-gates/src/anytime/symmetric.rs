@@ -36,28 +36,44 @@ impl Symmetric {
         Self::default()
     }
 
-    /// Adds the difference of one block, candidate minus control, greater meaning worse. The running root mean square of past differences is the scale, so the first difference other
+    /// Learns the scale from the difference of a block in which both slices were served alike, before the ramp; adds no evidence. Without it the harm itself sets the scale, which costs some
+    /// blocks where it is great.
+    ///
+    /// # Errors
+    /// [`BadSample`] for a difference that is not finite; nothing changes then.
+    pub fn learn(&mut self, difference: f64) -> Result<(), BadSample> {
+        self.scaled(difference).map(|_| ())
+    }
+
+    /// Adds the difference of one block, candidate minus control, greater meaning worse. The running root mean square of past differences is the scale, so without history the first difference other
     /// than 0 adds no evidence; differences beyond 4 scales count as 4.
     ///
     /// # Errors
     /// [`BadSample`] for a difference that is not finite; nothing changes then.
     pub fn observe(&mut self, difference: f64) -> Result<(), BadSample> {
+        if let Some(d) = self.scaled(difference)? {
+            self.observe_scaled(d);
+        }
+        Ok(())
+    }
+
+    /// A difference in units of the past ones, if there are any, and part of them from now on.
+    fn scaled(&mut self, difference: f64) -> Result<Option<f64>, BadSample> {
         parameter(
             difference.is_finite(),
             "difference",
             difference,
             "be finite",
         )?;
-        let mut kept = difference;
+        let (mut kept, mut scaled) = (difference, None);
         if self.blocks > 0 && self.square > 0.0 {
             let scale = libm::sqrt(self.square / self.blocks as f64);
             let d = (difference / scale).clamp(-4.0, 4.0);
-            self.observe_scaled(d);
-            kept = d * scale;
+            (kept, scaled) = (d * scale, Some(d));
         }
         self.square = (self.square + kept * kept).min(f64::MAX);
         self.blocks = self.blocks.saturating_add(1);
-        Ok(())
+        Ok(scaled)
     }
 
     /// Adds a difference that the caller has scaled by something known before the block; NaN adds nothing.

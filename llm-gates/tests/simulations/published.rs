@@ -6,7 +6,7 @@ use llm_gates::{Counts, Grid, RateRatio, Sketch};
 use crate::bounds::symmetric_alarms;
 use crate::rng::Rng;
 use crate::world::{
-    Baseline, LOOKS, Minute, QUIET, REQUESTS_PER_MINUTE, World, along, minutes, noisy, ramp,
+    Baseline, LOOKS, Minute, QUIET, RATE, REQUESTS_PER_MINUTE, World, along, minutes, noisy, ramp,
 };
 use crate::{ALPHA, auto_ratio_alarms, learnt, lives, many, rate_ratio_alarms, share};
 
@@ -270,6 +270,13 @@ fn harm_is_found_as_soon_as_published() {
     {
         let found = lives(360 + i as u64, n, |rng| {
             let (mut p, mut d) = (Symmetric::new(), 0.0);
+            // A day before, in which both slices are served by the baseline.
+            let slice = 5.0 * REQUESTS_PER_MINUTE * f64::from(basis_points) / 10_000.0;
+            for _ in 0..288 {
+                let mut errors = || rng.poisson(slice * RATE) as f64;
+                let difference = errors() - errors();
+                p.learn(difference).unwrap();
+            }
             requests(rng, basis_points, control, ratio, |m, c, [control, _]| {
                 d += c.k as f64 - control.k as f64;
                 if m.at % 5 == 4 {
@@ -300,12 +307,10 @@ fn harm_is_found_as_soon_as_published() {
             let minutes = stage(rng, basis_points);
             for m in minutes {
                 requests += m.traffic * m.share;
-                // A tenth is judged, a fifth of that tied.
-                let decided = 0.08 * m.traffic * m.share;
-                p.observe(
-                    rng.poisson(decided * (1.0 - wins)),
-                    rng.poisson(decided * wins),
-                );
+                // A tenth is judged, a fifth of that tied; ties are half won.
+                let judged = 0.1 * m.traffic * m.share;
+                let losses = rng.poisson(judged * (0.9 - wins));
+                p.observe(losses, rng.poisson(judged * (wins - 0.1)));
                 if p.rejects(ALPHA) {
                     return Some(requests);
                 }
