@@ -1,10 +1,14 @@
-//! Group `verify`: building and verifying bundles.
+//! Group `verify`: building, verifying and comparing bundles.
+
+mod manifests;
+mod reference;
 
 use crate::data::Seeded;
 use crate::figure::{Figure, Limit};
 use crate::measure::{Took, Turn, in_turn, took};
 use crate::{Error, Scale};
 use llm_version_core::fs::{BuildOptions, METADATA_FILE, VerifyOptions, build, verify};
+use reference::Reference;
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -35,6 +39,7 @@ pub fn run(scale: Scale) -> Result<Vec<Figure>, Error> {
     let (mut figures, rate) = in_memory()?;
     figures.extend(large(bytes, rate)?);
     figures.extend(small(files)?);
+    figures.extend(manifests::run()?);
     Ok(figures)
 }
 
@@ -149,7 +154,10 @@ fn large(bytes: u64, rate: f64) -> Result<Vec<Figure>, Error> {
     let mut figures = Vec::new();
     let mut block = vec![0; BLOCK];
     Seeded::new(1).fill(&mut block);
-    for (files, what) in [(16, "many files"), (1, "one file by chunks")] {
+    for (files, what, by) in [
+        (16, "many files", "files"),
+        (1, "one file by chunks", "shards"),
+    ] {
         let root = tree(files, bytes)?;
         let dir = root.path();
         let options = BuildOptions::new().chunk_digests(files == 1);
@@ -241,8 +249,73 @@ fn large(bytes: u64, rate: f64) -> Result<Vec<Figure>, Error> {
             size / two.wall / 1e9,
             "GB/s",
         ));
+        let hashing = format!("model-signing hashing {by}");
+        figures.extend(against_reference(
+            &format!("verify {what}, against {hashing}"),
+            by,
+            dir,
+            size,
+            free,
+            || checked(0),
+        )?);
     }
     Ok(figures)
+}
+
+/// Against the reference implementation of model signing, which hashes the same tree in turn with us: by processor time, and on
+/// all cores where the machine has them to give.
+fn against_reference(
+    name: &str,
+    by: &str,
+    dir: &Path,
+    size: f64,
+    free: f64,
+    own: impl FnMut() -> Result<(), Error>,
+) -> Result<Vec<Figure>, Error> {
+    const UNIT: &str = "x model-signing";
+    let Some(mut reference) = Reference::start(by) else {
+        let why = format!(
+            "install model-signing and set {} to its Python",
+            reference::PYTHON
+        );
+        return Ok(vec![Figure::missing(GROUP, name, UNIT, &why)]);
+    };
+    let mut least = f64::INFINITY;
+    let mut turns: [Turn<'_, Error>; 2] = [
+        Box::new(own),
+        Box::new(|| {
+            least = least.min(reference.hash(dir)?);
+            Ok(())
+        }),
+    ];
+    let took = in_turn(&mut turns, BUDGET, |_| true)?;
+    drop(turns);
+    let [own, theirs] = *took.as_slice() else {
+        return Err("a measurement is missing".into());
+    };
+    let gain = theirs.wall / own.wall;
+    let all = format!("{name}, on all cores");
+    Ok(vec![
+        Figure::new(
+            GROUP,
+            format!("{name}, per core"),
+            least / own.processor,
+            UNIT,
+        )
+        .limit(Limit::AtLeast(1.0)),
+        if free < FREE {
+            let why = format!("the machine had no two processors free: {gain:.2} x");
+            Figure::missing(GROUP, &all, UNIT, &why)
+        } else {
+            Figure::new(GROUP, &all, gain, UNIT).limit(Limit::AtLeast(1.0))
+        },
+        Figure::new(
+            GROUP,
+            format!("model-signing hashing {by}, all cores"),
+            size / theirs.wall / 1e9,
+            "GB/s",
+        ),
+    ])
 }
 
 /// What two threads gain over one, where the machine had two processors to give: where plain hashing in memory did not gain

@@ -17,7 +17,8 @@ Usage: report [--only GROUP]... [--json] [--full]
 
 Claims are ratios to a floor or to a peer taken in the same run. Rows without a limit are for information: in JSON their
 limit is null and pass is true. What cannot be measured on this machine has the value null and no limit, and its name
-says why. In JSON a limit is the number alone; the table shows its direction.
+says why. Group verify compares with model-signing if it is installed: set MODEL_SIGNING_PYTHON to the Python that has it,
+or have model_signing on the path. In JSON a limit is the number alone; the table shows its direction.
 The exit code is 0 whatever holds; 1 if a group could not be measured, 2 for a wrong command line.
 
 Groups:
