@@ -32,6 +32,8 @@ pub struct HfSnapshot {
     pub files: BTreeMap<ComponentPath, HfFile>,
     /// Whether a listing of the repository was at hand, so that no file can be missing unnoticed.
     pub listed: bool,
+    /// Files of the listing that were not downloaded; empty unless [`HfSnapshot::open_part`] allowed that.
+    pub left_out: BTreeSet<ComponentPath>,
 }
 
 /// A file of a snapshot.
@@ -205,17 +207,33 @@ impl HfDigest {
 impl HfSnapshot {
     /// Opens `models--org--name/snapshots/<commit>` of a cache, or a folder that was downloaded to (`local_dir`).
     ///
-    /// Links are followed into the repository's own `blobs` and nowhere else. Where the cache holds a listing of the
-    /// commit, every file of it must be there with the listed size, and no other.
+    /// Links are followed into the repository's own `blobs` and nowhere else. Where a listing of the commit lies in the
+    /// cache or folder, every file of it must be there with the listed size, and no other.
     ///
     /// # Errors
     /// Names the first file that is missing, dangling, extra or outside.
     pub fn open(folder: &Path) -> Result<Self, HfError> {
+        let snapshot = Self::open_part(folder)?;
+        match snapshot.left_out.first() {
+            None => Ok(snapshot),
+            Some(path) => Err(HfError::Missing {
+                path: path.to_string(),
+            }),
+        }
+    }
+
+    /// As [`HfSnapshot::open`], for a download of chosen files only (`allow_patterns`): files of the listing may be
+    /// missing, and are named in [`HfSnapshot::left_out`].
+    ///
+    /// # Errors
+    /// Names the first file that is dangling, extra or outside.
+    pub fn open_part(folder: &Path) -> Result<Self, HfError> {
         let mut snapshot = Self {
             repository: None,
             commit: None,
             files: BTreeMap::new(),
             listed: false,
+            left_out: BTreeSet::new(),
         };
         let in_cache = folder
             .parent()
@@ -230,19 +248,25 @@ impl HfSnapshot {
             let path = folder.display().to_string();
             return Err(HfError::Empty { path });
         }
-        match repository {
-            Some(root) => {
-                let text = |name: Option<&std::ffi::OsStr>| {
-                    name.and_then(|n| n.to_str()).map(ToOwned::to_owned)
-                };
-                snapshot.commit = text(folder.file_name());
-                snapshot.repository = text(root.file_name())
-                    .and_then(|n| n.strip_prefix("models--").map(|n| n.replace("--", "/")));
-                if let Some(commit) = snapshot.commit.clone() {
-                    snapshot.check_listing(&root.join("trees").join(format!("{commit}.json")))?;
-                }
+        if let Some(root) = repository {
+            let text = |name: Option<&std::ffi::OsStr>| {
+                name.and_then(|n| n.to_str()).map(ToOwned::to_owned)
+            };
+            snapshot.commit = text(folder.file_name());
+            snapshot.repository = text(root.file_name())
+                .and_then(|n| n.strip_prefix("models--").map(|n| n.replace("--", "/")));
+            if let Some(commit) = snapshot.commit.clone() {
+                snapshot.check_listing(&root.join("trees").join(format!("{commit}.json")))?;
             }
-            None => snapshot.read_download_records(folder),
+        } else {
+            snapshot.read_download_records(folder);
+            // A record could say anything; only a commit id is a part of a path.
+            if let Some(commit) = &snapshot.commit
+                && matches!(HfDigest::parse(commit), Some(HfDigest::GitBlob(_)))
+            {
+                let listing = format!(".cache/huggingface/trees/{commit}.json");
+                snapshot.check_listing(&folder.join(listing))?;
+            }
         }
         Ok(snapshot)
     }
@@ -281,7 +305,7 @@ impl HfSnapshot {
         Ok(())
     }
 
-    /// `trees/<commit>.json`: the sizes and digests of every file of the commit.
+    /// A listing (`trees/<commit>.json`): the sizes and digests of every file of the commit.
     fn check_listing(&mut self, path: &Path) -> Result<(), HfError> {
         if !path.is_file() {
             return Ok(());
@@ -297,9 +321,11 @@ impl HfSnapshot {
         }
         let mut listed = BTreeSet::new();
         for (path, entry) in listing.files {
-            let missing = || HfError::Missing { path: path.clone() };
             let key = ComponentPath::new(path.as_str())?;
-            let file = self.files.get_mut(&key).ok_or_else(missing)?;
+            let Some(file) = self.files.get_mut(&key) else {
+                self.left_out.insert(key);
+                continue;
+            };
             let digest = entry
                 .lfs_sha256
                 .map(HfDigest::Sha256)

@@ -76,6 +76,18 @@ pub enum OciError {
     /// A blob is missing.
     #[error("blob {0} is missing")]
     Missing(Digest),
+    /// A blob has another size than is stated of it.
+    #[error(
+        "{what}: {found} bytes where {stated} are stated; the artifact was altered or badly made"
+    )]
+    Size {
+        /// The blob, or the path of its layer.
+        what: String,
+        /// Bytes stated.
+        stated: u64,
+        /// Bytes found.
+        found: u64,
+    },
     /// A blob's bytes are not what its digest says.
     #[error(transparent)]
     Blob(#[from] StoreError),
@@ -205,12 +217,25 @@ impl Layout<'_> {
         }
         let bytes = small(&path)?;
         let found = Digest::of(&bytes);
-        if found != digest || bytes.len() as u64 != descriptor.size {
+        if found != digest {
             let expected = digest;
             return Err(StoreError::WrongDigest { expected, found }.into());
         }
+        check_size(&descriptor.digest, descriptor, bytes.len() as u64)?;
         parse(&path, &bytes)
     }
+}
+
+fn check_size(what: &str, descriptor: &Descriptor, found: u64) -> Result<(), OciError> {
+    let stated = descriptor.size;
+    if found == stated {
+        return Ok(());
+    }
+    Err(OciError::Size {
+        what: what.to_owned(),
+        stated,
+        found,
+    })
 }
 
 fn small(path: &Path) -> Result<Vec<u8>, OciError> {
@@ -458,7 +483,8 @@ fn unpack(
             fs::create_dir_all(parent).map_err(io_error(parent))?;
         }
         let mut file = File::create_new(&target).map_err(io_error(&target))?;
-        copy_verified(&digest, &mut bytes, &mut file)?;
+        let found = copy_verified(&digest, &mut bytes, &mut file)?;
+        check_size(path.as_str(), layer, found)?;
     }
     let ours = dir.join(MANIFEST_FILE);
     if !files.keys().any(|path| path.as_str() == MANIFEST_FILE) {

@@ -194,4 +194,38 @@ fn download_folders_are_verified_by_their_records() {
     assert_eq!(found.verify().unwrap(), 1, "one file has no record");
     fs::write(root.join("config.json"), r#"{"hidden_size": 9}"#).unwrap();
     assert!(matches!(found.verify(), Err(HfError::Altered { .. })));
+
+    // With the listing that newer versions of the library leave there, nothing is missing or extra unnoticed.
+    fs::write(root.join("config.json"), r#"{"hidden_size": 8}"#).unwrap();
+    let trees = root.join(".cache/huggingface/trees");
+    fs::create_dir_all(&trees).unwrap();
+    let listed = format!(r#""config.json":{{"size":18,"blob_id":"{CONFIG_BLOB}"}}"#);
+    let tree = trees.join(format!("{COMMIT}.json"));
+    fs::write(
+        &tree,
+        format!(r#"{{"format_version":1,"files":{{{listed}}}}}"#),
+    )
+    .unwrap();
+    assert!(matches!(
+        HfSnapshot::open(&root),
+        Err(HfError::Extra { .. })
+    ));
+    fs::remove_file(root.join("notes.txt")).unwrap();
+    assert!(HfSnapshot::open(&root).unwrap().listed);
+    let more = listed.replace("config.json", "model.safetensors");
+    fs::write(
+        &tree,
+        format!(r#"{{"format_version":1,"files":{{{listed},{more}}}}}"#),
+    )
+    .unwrap();
+    assert!(matches!(
+        HfSnapshot::open(&root),
+        Err(HfError::Missing { .. })
+    ));
+    let part = HfSnapshot::open_part(&root).unwrap();
+    assert_eq!((part.files.len(), part.left_out.len()), (1, 1));
+    // A record that names a path in place of a commit leads nowhere.
+    let record = format!("../../../{COMMIT}\n{CONFIG_BLOB}\n0\n");
+    fs::write(records.join("config.json.metadata"), record).unwrap();
+    assert!(!HfSnapshot::open(&root).unwrap().listed);
 }

@@ -142,7 +142,7 @@ type Expected = fn(&OciError) -> bool;
 
 #[test]
 fn damaged_and_lying_artifacts_leave_nothing_behind() {
-    let cases: [(Damage, Expected); 9] = [
+    let cases: [(Damage, Expected); 10] = [
         (
             |e| fs::write(e.blob(&Digest::of(b"You are helpful.")), "You are h3lpful.").unwrap(),
             |e| matches!(e, OciError::Blob(_)),
@@ -198,12 +198,18 @@ fn damaged_and_lying_artifacts_leave_nothing_behind() {
         (
             |e| {
                 e.rewrite(|i| {
-                    let digest = i["layers"][0]["digest"].take();
-                    i["layers"][0]["digest"] = i["layers"][1]["digest"].take();
-                    i["layers"][1]["digest"] = digest;
+                    for field in ["digest", "size"] {
+                        let value = i["layers"][0][field].take();
+                        i["layers"][0][field] = i["layers"][1][field].take();
+                        i["layers"][1][field] = value;
+                    }
                 });
             },
             |e| matches!(e, OciError::Verify(_)),
+        ),
+        (
+            |e| e.rewrite(|i| i["layers"][0]["size"] = 5.into()),
+            |e| matches!(e, OciError::Size { stated: 5, .. }),
         ),
     ];
     for (n, (damage, expected)) in cases.iter().enumerate() {
