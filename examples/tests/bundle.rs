@@ -484,17 +484,16 @@ fn a_registry_keeps_versions_aliases_and_their_history() {
     assert_eq!(reads(&["log", "--known", known]).0, DONE);
     let (code, words) = plain(&["log", "--registry", &registry]);
     assert!(code == DONE && words.contains("better") && words.contains("chat@production"));
+    let newest = text(&reads(&["log"]).1["head"]).to_owned();
     let last = fs::read_dir(bench.path("registry/objects/log")).unwrap();
     let last = last.map(|e| e.unwrap().path()).max().unwrap();
     let kept = fs::read_to_string(&last).unwrap();
     replace(&last, "ana", "bob");
-    let later = text(&reads(&["log"]).1["head"]).to_owned();
+    assert_eq!(reads(&["log"]).0, CHECK, "an altered last entry");
+    fs::remove_file(&last).unwrap();
+    assert_eq!(reads(&["log"]).0, DONE, "nothing says that there was more");
+    assert_eq!(reads(&["log", "--known", &newest]).0, CHECK, "a cut log");
     fs::write(&last, kept).unwrap();
-    assert_eq!(
-        reads(&["log", "--known", &later]).0,
-        CHECK,
-        "another last entry"
-    );
     let second_entry = bench.path("registry/objects/log/00000000000000000001.json");
     replace(&second_entry, "ana", "bob");
     assert_eq!(reads(&["log"]).0, CHECK, "an altered entry");
@@ -504,6 +503,137 @@ fn a_registry_keeps_versions_aliases_and_their_history() {
     let typo = bench.word("registrty");
     fails(ENVIRONMENT, &["log", "--registry", &typo]);
     assert!(!Path::new(&typo).exists());
+}
+
+#[test]
+fn versions_are_held_labelled_evaluated_and_revoked() {
+    let bench = Bench::new();
+    let registry = bench.word("registry");
+    let at = |words: &[&str]| {
+        let tail = ["--registry", &registry, "--by", "ana"];
+        run(&[words, &tail].concat())
+    };
+    let reads = |words: &[&str]| run(&[words, &["--registry", &registry]].concat());
+    let (dir, built) = bench.bundle("one", "1.0.0", "Be brief.\n");
+    let (next, second) = bench.bundle("two", "1.1.0", "Be kind.\n");
+    let (one, two) = (text(&built["id"]), text(&second["id"]));
+    assert_eq!(at(&["publish", &dir]).0, DONE);
+    assert_eq!(at(&["publish", &next]).0, DONE);
+
+    // A pin holds what nothing else does, until its holder lets go.
+    let gc = ["gc", "--keep-latest", "1", "--dry-run"];
+    assert_eq!(at(&gc).1["versions"], json!([one]));
+    let held = at(&["pin", one, "--holder", "rollout-7"]);
+    assert_eq!((held.0, &held.1["pins"]), (DONE, &json!(["rollout-7"])));
+    assert_eq!(at(&gc).1["versions"], json!([]));
+    assert_eq!(at(&["unpin", one]).0, REFUSED, "ana does not hold it");
+    let free = at(&["unpin", one, "--holder", "rollout-7"]);
+    assert_eq!((free.0, &free.1["pins"]), (DONE, &json!([])));
+
+    assert_eq!(
+        at(&["tag", one, "team", "search"]).1["tags"],
+        json!({"team": "search"})
+    );
+    assert_eq!(reads(&["show", one]).1["tags"], json!({"team": "search"}));
+    assert_eq!(at(&["tag", one, "team"]).1["tags"], json!({}));
+
+    // Results are kept beside the version, which stays what it is.
+    bench.write("one", "tests/results.json", "{\"accuracy\": \"0.9\"}");
+    let results = format!("{dir}/tests/results.json");
+    assert_eq!(at(&["evaluate", one, &results]).0, DONE);
+    let kept = reads(&["evaluate", one]).1["records"].clone();
+    assert_eq!(kept[0]["kind"], "evaluation");
+    assert_eq!(kept[0]["body"], "{\"accuracy\": \"0.9\"}");
+    assert_eq!(at(&["publish", &dir]).1["new"], false);
+
+    // What was revoked, or lies below the floor, gets no alias.
+    assert_eq!(reads(&["floor", "chat"]).1["floor"], Value::Null);
+    assert_eq!(at(&["floor", "chat", "1.1.0"]).1["floor"], "1.1.0");
+    assert_eq!(at(&["floor", "chat", "1.0.0"]).0, REFUSED, "it only rises");
+    assert_eq!(at(&["alias", "chat", "production", "--to", one]).0, REFUSED);
+    assert_eq!(at(&["alias", "chat", "production", "--to", two]).0, DONE);
+    assert_eq!(at(&["revoke", two]).0, USAGE, "it needs a reason");
+    let revoked = at(&["revoke", two, "--why", "it leaks its prompt"]);
+    assert_eq!(
+        (revoked.0, &revoked.1["aliases"]),
+        (DONE, &json!(["production"]))
+    );
+    assert_eq!(at(&["alias", "chat", "candidate", "--to", two]).0, REFUSED);
+
+    // The whole registry is read and found in order, until a blob changes or can be changed.
+    let checked = reads(&["check"]).1;
+    assert_eq!(
+        (&checked["ok"], &checked["versions"]),
+        (&json!(true), &json!(2))
+    );
+    let digest = reads(&["show", one]).1["components"][0]["digest"].clone();
+    let hex = text(&digest);
+    let blob = bench
+        .path("registry/blobs/sha256")
+        .join(&hex[..2])
+        .join(hex);
+    let bytes = fs::read(&blob).unwrap();
+    fs::remove_file(&blob).unwrap();
+    fs::write(&blob, &bytes).unwrap();
+    let (code, said) = reads(&["check"]);
+    assert!(code == CHECK && text(&said["error"]).contains("edited in place"));
+    fs::write(&blob, "other").unwrap();
+    let (code, said) = reads(&["check"]);
+    assert_eq!(
+        (code, said["problems"].as_array().unwrap().len()),
+        (CHECK, 3)
+    );
+}
+
+#[test]
+fn lineage_is_captured_into_the_metadata() {
+    let bench = Bench::new();
+    let (dir, built) = bench.bundle("chat", "1.0.0", "Be brief.\n");
+    assert_eq!(done(&["lineage", &dir])["changed"], false);
+    fs::write(bench.path("config.yaml"), "lr: 1e-5\n").unwrap();
+    fs::write(bench.path("freeze.txt"), "torch==2.7.0\n").unwrap();
+    fs::create_dir(bench.path("data")).unwrap();
+    fs::write(bench.path("data/train.txt"), "a line\n").unwrap();
+    let data = format!("web@2026-01={}", bench.word("data"));
+    let said = done(&[
+        "lineage",
+        &dir,
+        "--config",
+        &bench.word("config.yaml"),
+        "--packages",
+        &bench.word("freeze.txt"),
+        "--base-model",
+        "org/base@abc",
+        "--dataset",
+        &data,
+        "--dataset",
+        "books@1",
+        "--seed",
+        "torch=9007199254740993",
+        "--parameter",
+        "epochs=3",
+        "--parent",
+        text(&built["id"]),
+    ]);
+    let lineage = &said["lineage"];
+    assert_eq!(lineage["config"]["text"], "lr: 1e-5\n");
+    assert_eq!(lineage["environment"]["torch"], "2.7.0");
+    assert_eq!(lineage["base_model"]["revision"], "abc");
+    assert_eq!(lineage["seeds"]["torch"], "9007199254740993");
+    assert_eq!(lineage["parents"], json!([built["id"]]));
+    assert_eq!(lineage["datasets"].as_array().unwrap().len(), 2);
+    assert!(text(&lineage["datasets"][0]["digest"]).starts_with("md5:"));
+    // It is recorded beside the digest: another record of the same version.
+    fails(CHECK, &["verify", &dir]);
+    let again = done(&["build", &dir]);
+    assert_eq!(again["id"], built["id"]);
+    assert_ne!(again["record"], built["record"]);
+    fails(USAGE, &["lineage", &dir, "--dataset", "web"]);
+    fails(USAGE, &["lineage", &dir, "--parent", "chat"]);
+    fails(
+        ENVIRONMENT,
+        &["lineage", &dir, "--code", &bench.word("data")],
+    );
 }
 
 /// Test keys on P-256 whose secret numbers are 0x0101... and 0x0202...: known to everybody.

@@ -20,10 +20,24 @@ struct Opt {
     /// The word for its value; empty where it has none.
     value: &'static str,
     what: &'static str,
+    /// Whether it may be given more than once.
+    many: bool,
 }
 
 const fn option(name: &'static str, value: &'static str, what: &'static str) -> Opt {
-    Opt { name, value, what }
+    Opt {
+        name,
+        value,
+        what,
+        many: false,
+    }
+}
+
+const fn many(name: &'static str, value: &'static str, what: &'static str) -> Opt {
+    Opt {
+        many: true,
+        ..option(name, value, what)
+    }
 }
 
 const REGISTRY: Opt = option("--registry", "FOLDER", "the registry");
@@ -54,6 +68,12 @@ const SIGNATURE: Opt = option(
     "--signature",
     "FILE",
     "the signature (default: beside the folder, with .sig)",
+);
+
+const HOLDER: Opt = option(
+    "--holder",
+    "NAME",
+    "who holds it, such as a rollout (default: who acts)",
 );
 
 /// Every command.
@@ -188,6 +208,96 @@ pub(crate) const COMMANDS: &[Spec] = &[
         what: "check the registry's chained log and show it",
     },
     Spec {
+        name: "check",
+        positional: &[],
+        options: &[
+            REGISTRY,
+            option(
+                "--known",
+                "HEAD",
+                "a head that was printed before (ENTRIES:DIGEST); the log must contain it",
+            ),
+        ],
+        what: "read everything a registry holds: its log, every version's files, their protection",
+    },
+    Spec {
+        name: "pin",
+        positional: &["REFERENCE"],
+        options: &[REGISTRY, HOLDER, BY, WHY],
+        what: "hold a version against garbage collection, as a running rollout does",
+    },
+    Spec {
+        name: "unpin",
+        positional: &["REFERENCE"],
+        options: &[REGISTRY, HOLDER, BY, WHY],
+        what: "let go of a version that `pin` holds",
+    },
+    Spec {
+        name: "tag",
+        positional: &["REFERENCE", "KEY", "[VALUE]"],
+        options: &[REGISTRY, BY, WHY],
+        what: "set a label of a version; without a value remove it",
+    },
+    Spec {
+        name: "revoke",
+        positional: &["REFERENCE"],
+        options: &[REGISTRY, BY, WHY],
+        what: "declare that a version must never serve again; say why",
+    },
+    Spec {
+        name: "floor",
+        positional: &["NAME", "[VERSION]"],
+        options: &[REGISTRY, BY, WHY],
+        what: "show or raise the lowest version that may be given an alias",
+    },
+    Spec {
+        name: "evaluate",
+        positional: &["REFERENCE", "[FILE]"],
+        options: &[
+            REGISTRY,
+            option("--kind", "WORD", "what it is (default: evaluation)"),
+            BY,
+            WHY,
+        ],
+        what: "keep a file of results about a version, or list what is kept",
+    },
+    Spec {
+        name: "lineage",
+        positional: &["DIR"],
+        options: &[
+            option(
+                "--code",
+                "FOLDER",
+                "a git checkout: its commit, and whether it differs",
+            ),
+            option(
+                "--config",
+                "FILE",
+                "the resolved configuration of the run (Hydra: .hydra/config.yaml)",
+            ),
+            option(
+                "--overrides",
+                "FILE",
+                "its overrides (Hydra: .hydra/overrides.yaml)",
+            ),
+            option("--packages", "FILE", "what `pip freeze` wrote"),
+            option(
+                "--base-model",
+                "NAME[@REVISION]",
+                "the model it is made from",
+            ),
+            many("--parent", "ID", "a version it is made from"),
+            many(
+                "--dataset",
+                "NAME@VERSION[=PATH]",
+                "a data set; with a path, the digest by which DVC knows it",
+            ),
+            many("--seed", "NAME=NUMBER", "a seed"),
+            many("--parameter", "NAME=VALUE", "a hyper-parameter"),
+        ],
+        what: "show where a bundle comes from, or state it in its metadata.json",
+    },
+    Spec {
         name: "trace",
         positional: &["REFERENCE"],
         options: &[REGISTRY],
@@ -259,6 +369,11 @@ pub(crate) const COMMANDS: &[Spec] = &[
             ),
             option("--version", "VERSION", "the version (default 0.1.0)"),
             option("--licence", "SPDX", "the licence of the whole"),
+            option(
+                "--part",
+                "",
+                "the download may lack files of the repository",
+            ),
             PICKLES,
             SECRETS,
         ],
@@ -310,7 +425,7 @@ exit codes:
 pub(crate) struct Request {
     pub(crate) command: &'static Spec,
     pub(crate) positional: Vec<String>,
-    values: BTreeMap<&'static str, String>,
+    values: BTreeMap<&'static str, Vec<String>>,
     pub(crate) json: bool,
     pub(crate) help: bool,
 }
@@ -387,9 +502,11 @@ impl Request {
                         let missing = || format!("{word} needs a value ({})", opt.value);
                         words.next().ok_or_else(missing)?
                     };
-                    if request.values.insert(opt.name, value).is_some() {
+                    let values = request.values.entry(opt.name).or_default();
+                    if !values.is_empty() && !opt.many {
                         return Err(format!("{word} is given twice"));
                     }
+                    values.push(value);
                 }
             }
         }
@@ -416,7 +533,16 @@ impl Request {
 
     /// The value of an option.
     pub(crate) fn value(&self, name: &str) -> Option<&str> {
-        self.values.get(name).map(String::as_str)
+        self.values(name).next()
+    }
+
+    /// The values of an option that may be given more than once.
+    pub(crate) fn values(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.values
+            .get(name)
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
     }
 
     /// Whether an option without a value is there.
@@ -441,6 +567,8 @@ mod tests {
         assert!(request.flag("--check") && request.json && !request.help);
         assert_eq!(parse("build -- --odd").unwrap().word(0), "--odd");
         assert!(parse("build --help").unwrap().help);
+        let request = parse("lineage a --seed torch=1 --seed numpy=2").unwrap();
+        assert!(request.values("--seed").eq(["torch=1", "numpy=2"]));
         for (words, said) in [
             ("", "give a command"),
             ("bild x", "bild"),

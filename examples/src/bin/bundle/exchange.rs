@@ -97,7 +97,12 @@ pub(crate) fn import_hf(request: &Request, terminal: Terminal) -> Done {
     metadata
         .licences
         .extend(request.value("--licence").map(Licence::new));
-    let snapshot = HfSnapshot::open(Path::new(request.word(0)))?;
+    let from = Path::new(request.word(0));
+    let snapshot = if request.flag("--part") {
+        HfSnapshot::open_part(from)?
+    } else {
+        HfSnapshot::open(from)?
+    };
     let unknown = snapshot.files.values().filter(|f| f.expected.is_none());
     let unknown = unknown.count();
     terminal.say(&format!(
@@ -109,6 +114,10 @@ pub(crate) fn import_hf(request: &Request, terminal: Terminal) -> Done {
         snapshot.commit.as_deref().unwrap_or("an unknown commit"),
         snapshot.files.len(),
         match (snapshot.listed, unknown) {
+            (true, _) if !snapshot.left_out.is_empty() => format!(
+                "{} more of the repository were left out",
+                snapshot.left_out.len()
+            ),
             (true, _) => "complete by the repository's own listing".to_owned(),
             (false, 0) => "each with a digest; no listing says that none is missing".to_owned(),
             (false, n) => format!("{n} of them without a digest to check against"),
@@ -123,6 +132,7 @@ pub(crate) fn import_hf(request: &Request, terminal: Terminal) -> Done {
         .with("repository", json!(snapshot.repository))
         .with("commit", json!(snapshot.commit))
         .with("listed", snapshot.listed)
+        .with("left_out", json!(snapshot.left_out))
         .with("unchecked", unknown))
 }
 

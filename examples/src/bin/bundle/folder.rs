@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use examples::terminal::Terminal;
 use llm_version_core::fs::{BuildOptions, MANIFEST_FILE, METADATA_FILE, VerifyOptions};
-use llm_version_core::{BaseModel, Licence, Manifest, Metadata, Surroundings, transition};
+use llm_version_core::{
+    BaseModel, ComponentKind, Licence, Manifest, Metadata, Surroundings, transition,
+};
 use serde_json::{Value, json};
 
 use crate::args::Request;
@@ -215,12 +217,27 @@ pub(crate) fn show(request: &Request, terminal: Terminal) -> Done {
         if let Some(note) = &info.revoked {
             let _ = writeln!(text, "REVOKED      by {}: {}", note.by, note.why);
         }
+        for record in registry.records(id)? {
+            let _ = writeln!(
+                text,
+                "{:<12} {} by {}",
+                record.kind,
+                record.body.short(12),
+                record.note.by
+            );
+        }
         outcome = outcome
             .with("aliases", aliases)
             .with("tags", json!(info.tags))
             .with("pins", json!(info.pins))
             .with("revoked", json!(info.revoked));
     }
+    // The same tensors in other files have the same root.
+    let root = manifest.tensor_root(ComponentKind::Weights);
+    if let Some(root) = root {
+        let _ = writeln!(text, "tensor root  {root}");
+    }
+    outcome = outcome.with("tensor_root", json!(root));
     text.push('\n');
     for c in manifest.components() {
         let tensors = match c.tensors.len() {
@@ -254,7 +271,7 @@ pub(crate) fn show(request: &Request, terminal: Terminal) -> Done {
 }
 
 /// JSON as indented lines without punctuation.
-fn outline(value: &Value, depth: usize) -> String {
+pub(crate) fn outline(value: &Value, depth: usize) -> String {
     let indent = "  ".repeat(depth);
     let mut text = String::new();
     let mut line = |name: &str, value: &Value| match value {

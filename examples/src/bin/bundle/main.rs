@@ -7,7 +7,9 @@ mod args;
 mod exchange;
 mod failure;
 mod folder;
+mod lineage;
 mod registry;
+mod statements;
 mod target;
 
 use std::process::ExitCode;
@@ -94,6 +96,13 @@ fn run(request: &Request, terminal: Terminal) -> Done {
         "publish" => registry::publish(request, terminal),
         "alias" => registry::alias(request),
         "log" => registry::log(request),
+        "check" => registry::check(request, terminal),
+        "pin" | "unpin" => statements::hold(request),
+        "tag" => statements::tag(request),
+        "revoke" => statements::revoke(request),
+        "floor" => statements::floor(request),
+        "evaluate" => statements::evaluate(request),
+        "lineage" => lineage::lineage(request),
         "trace" => registry::trace(request),
         "fetch" => registry::fetch(request),
         "gc" => registry::gc(request),

@@ -1,22 +1,62 @@
-//! Commands on registries: `publish`, `alias`, `log`, `trace`, `fetch`, `gc`.
+//! Commands on registries: `publish`, `alias`, `log`, `check`, `trace`, `fetch`, `gc`.
 
 use std::fmt::Write as _;
+use std::io::{self, Read};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
-use examples::terminal::Terminal;
+use examples::terminal::{Bar, Terminal};
 use llm_version_core::fs::{FolderSource, Sharing, materialise};
-use llm_version_core::registry::{Event, GcOptions, LogHead, Publish};
-use llm_version_core::{Name, VersionId};
+use llm_version_core::registry::{
+    Event, GcOptions, LogHead, Publish, RegistryError, Source, StoreError,
+};
+use llm_version_core::{Component, Name, VersionId};
 use serde_json::{Value, json};
 
 use crate::args::Request;
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 use crate::folder::described;
 use crate::target::{
-    Folder, manifest_of, note, number, open_registry, parse_name, reference, resolve, size, time,
+    Folder, label, manifest_of, note, number, open_registry, parse_name, reference, resolve, size,
+    time,
 };
 use crate::{Done, Outcome};
+
+/// A source that shows how much was read of it.
+struct Shown<'a> {
+    source: FolderSource<'a>,
+    bar: &'a Bar,
+    read: AtomicU64,
+    total: u64,
+}
+
+impl Source for Shown<'_> {
+    fn open(&self, component: &Component) -> io::Result<Box<dyn Read + '_>> {
+        let bytes = self.source.open(component)?;
+        Ok(Box::new(ShownBytes { bytes, shown: self }))
+    }
+}
+
+struct ShownBytes<'a> {
+    bytes: Box<dyn Read + 'a>,
+    shown: &'a Shown<'a>,
+}
+
+impl Read for ShownBytes<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.bytes.read(buffer)?;
+        let Shown {
+            bar,
+            total,
+            read: all,
+            ..
+        } = self.shown;
+        let before = all.fetch_add(read as u64, Ordering::Relaxed);
+        bar.show(before + read as u64, *total);
+        Ok(read)
+    }
+}
 
 pub(crate) fn publish(request: &Request, terminal: Terminal) -> Done {
     let dir = Path::new(request.word(0));
@@ -29,7 +69,15 @@ pub(crate) fn publish(request: &Request, terminal: Terminal) -> Done {
     }
     let manifest = manifest_of(dir, terminal)?;
     let known = registry.info(manifest.id()).is_ok();
-    let id = registry.publish(&manifest, &FolderSource::new(dir), &options, &note)?;
+    let bar = terminal.bar(&format!("store  {}", label(dir)));
+    let source = Shown {
+        source: FolderSource::new(dir),
+        bar: &bar,
+        read: AtomicU64::new(0),
+        total: manifest.total_size(),
+    };
+    let id = registry.publish(&manifest, &source, &options, &note)?;
+    bar.done();
     let head = registry.head()?;
     let text = format!(
         "{} {}\nlog head  {}",
@@ -157,7 +205,7 @@ fn history(registry: &Folder, name: &Name, alias: &Name) -> Done {
     Ok(Outcome::new(text).with("moves", rows))
 }
 
-fn because(why: &str) -> String {
+pub(crate) fn because(why: &str) -> String {
     if why.is_empty() {
         String::new()
     } else {
@@ -176,15 +224,68 @@ fn parse_head(word: &str) -> Option<LogHead> {
     serde_json::from_value(json!({"entries": entries, "digest": digest})).ok()
 }
 
-pub(crate) fn log(request: &Request) -> Done {
-    let known = match request.value("--known") {
-        None => None,
-        Some(word) => Some(parse_head(word).ok_or_else(|| {
-            Failure::usage(format!(
-                "--known {word:?} is not a head such as `log` prints it"
-            ))
-        })?),
+/// The head that `--known` names.
+fn known_head(request: &Request) -> Result<Option<LogHead>, Failure> {
+    let Some(word) = request.value("--known") else {
+        return Ok(None);
     };
+    let wrong = || {
+        Failure::usage(format!(
+            "--known {word:?} is not a head such as `log` prints it"
+        ))
+    };
+    parse_head(word).map(Some).ok_or_else(wrong)
+}
+
+/// Everything that can be wrong with what a registry holds, all at once.
+pub(crate) fn check(request: &Request, terminal: Terminal) -> Done {
+    let known = known_head(request)?;
+    let registry = open_registry(request)?;
+    let entries = registry.verify_log(known.as_ref())?.len();
+    let mut ids = Vec::new();
+    for name in registry.names()? {
+        ids.extend(registry.versions(&name)?);
+    }
+    let (mut problems, mut bytes) = (Vec::new(), 0_u64);
+    let bar = terminal.bar("check  versions");
+    for (n, id) in ids.iter().enumerate() {
+        bar.show(n as u64, ids.len() as u64);
+        match registry.verify_version(id) {
+            Ok(()) => bytes += registry.manifest(id)?.total_size(),
+            Err(error @ RegistryError::Store(StoreError::Io { .. })) => return Err(error.into()),
+            Err(error) => problems.push(format!("{}: {error}", id.reference())),
+        }
+        for record in registry.records(id)? {
+            if let Err(error) = registry.read_record(&record) {
+                problems.push(format!("{} of {}: {error}", record.kind, id.reference()));
+            }
+        }
+    }
+    bar.done();
+    for digest in registry.store().writable_blobs()? {
+        problems.push(format!(
+            "blob {digest} can be edited in place; take its write permission away"
+        ));
+    }
+    if !problems.is_empty() {
+        let message = format!("{} problem(s)\n  {}", problems.len(), problems.join("\n  "));
+        return Err(Failure::new(Code::Check, message).with("problems", json!(problems)));
+    }
+    let head = head_text(&registry.head()?);
+    let text = format!(
+        "{entries} log entries, {} version(s), {} read: all as the log says\nhead {head}",
+        ids.len(),
+        size(bytes)
+    );
+    Ok(Outcome::new(text)
+        .with("entries", entries)
+        .with("versions", ids.len())
+        .with("bytes", bytes)
+        .with("head", head))
+}
+
+pub(crate) fn log(request: &Request) -> Done {
+    let known = known_head(request)?;
     let registry = open_registry(request)?;
     let entries = registry.verify_log(known.as_ref())?;
     let head = registry.head()?;

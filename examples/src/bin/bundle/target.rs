@@ -143,7 +143,7 @@ pub(crate) fn check(
 }
 
 /// The last part of a folder's name.
-fn label(dir: &Path) -> String {
+pub(crate) fn label(dir: &Path) -> String {
     let name = dir.file_name().unwrap_or(dir.as_os_str());
     name.to_string_lossy().into_owned()
 }
@@ -154,11 +154,11 @@ pub(crate) fn open_registry(request: &Request) -> Result<Folder, Failure> {
         .value("--registry")
         .ok_or_else(|| Failure::usage("give --registry FOLDER"))?;
     // Only a publication may make one: a mistyped path is not an empty registry.
-    if request.command.name != "publish" && !Path::new(root).is_dir() {
-        let message = format!("{root}: no registry there; the first `publish` makes it");
-        return Err(Failure::new(Code::Environment, message));
-    }
-    Ok(Registry::open(FolderStore::open(root)?)?)
+    let store = match request.command.name {
+        "publish" => FolderStore::open(root)?,
+        _ => FolderStore::open_existing(root)?,
+    };
+    Ok(Registry::open(store)?)
 }
 
 /// A version of a registry: `NAME/vX.Y.Z-HASH`, a whole id, or `NAME@ALIAS`.
