@@ -14,6 +14,7 @@ use p256::ecdsa::signature::Signer as _;
 use p256::pkcs8::EncodePublicKey as _;
 use std::fmt::Display;
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 /// A manifest; where only its digest is wrong, also with the right one.
 pub(crate) fn manifest(input: &[u8]) -> bool {
@@ -133,30 +134,25 @@ pub(crate) fn content(input: &[u8]) -> bool {
     format != FileFormat::Other
 }
 
-fn signing_key() -> Option<p256::ecdsa::SigningKey> {
-    p256::ecdsa::SigningKey::from_slice(&[7; 32]).ok()
-}
+/// A key to sign with, and the same to verify with.
+static KEYS: LazyLock<Option<(p256::ecdsa::SigningKey, VerifyingKey)>> = LazyLock::new(|| {
+    let key = p256::ecdsa::SigningKey::from_slice(&[7; 32]).ok()?;
+    let ending = p256::pkcs8::LineEnding::LF;
+    let pem = key.verifying_key().to_public_key_pem(ending).ok()?;
+    Some((key, VerifyingKey::from_pem(&pem).ok()?))
+});
 
 /// A signature file, or (after a first byte `s`) a statement, which is signed first: nothing is read before a signature holds.
 pub(crate) fn oms(input: &[u8]) -> bool {
     const TYPE: &str = "application/vnd.in-toto+json";
-    let Some(key) = signing_key() else {
-        return false;
-    };
-    let pem = key
-        .verifying_key()
-        .to_public_key_pem(p256::pkcs8::LineEnding::LF);
-    let Ok(verifying) = pem
-        .map_err(drop)
-        .and_then(|pem| VerifyingKey::from_pem(&pem).map_err(drop))
-    else {
+    let Some((key, verifying)) = &*KEYS else {
         return false;
     };
     let Some((b's', statement)) = input.split_first() else {
         if let Ok(text) = std::str::from_utf8(input) {
             let _ = VerifyingKey::from_pem(text);
         }
-        return SignedTree::verify(input, &verifying).is_ok();
+        return SignedTree::verify(input, verifying).is_ok();
     };
     let mut statement = statement.to_vec();
     if find(&statement, b"$root$").is_some() {
@@ -175,7 +171,7 @@ pub(crate) fn oms(input: &[u8]) -> bool {
             "signatures": [{"sig": Base64::encode_string(signature.to_der().as_bytes())}],
         },
     });
-    let Ok(tree) = SignedTree::verify(bundle.to_string().as_bytes(), &verifying) else {
+    let Ok(tree) = SignedTree::verify(bundle.to_string().as_bytes(), verifying) else {
         return false;
     };
     for path in tree.files.keys() {

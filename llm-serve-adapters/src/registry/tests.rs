@@ -270,12 +270,13 @@ impl ObjectStore for Faulty {
             }
             Fault::Hangs => return std::future::pending().await,
             Fault::Overwrites => options.mode = PutMode::Overwrite,
-            Fault::Repeats if self.writes_left.fetch_sub(1, Ordering::Relaxed) == 0 => {
-                // What the first attempt answered is lost.
-                let _ = self
-                    .store
-                    .put_opts(location, payload.clone(), options.clone())
-                    .await;
+            Fault::Repeats => {
+                if self.writes_left.fetch_sub(1, Ordering::Relaxed) == 0 {
+                    let (payload, options) = (payload.clone(), options.clone());
+                    // What the first attempt answered is lost.
+                    let _ = self.store.put_opts(location, payload, options).await;
+                }
+                return self.store.put_opts(location, payload, options).await;
             }
             _ => {}
         }
