@@ -106,7 +106,14 @@ fn safetensors() -> Seeds {
     let file = |header: &str, size: u64| [&size.to_le_bytes()[..], header.as_bytes()].concat();
     let two = r#"{"__metadata__":{"format":"pt"},"b":{"dtype":"BF16","shape":[2,2],"data_offsets":[4,12]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
     let empty = r#"{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#;
+    // Two bytes of text for each number in memory.
+    let zeros = vec!["0"; 1_500].join(",");
+    let wide = format!(r#"{{"a":{{"dtype":"U8","shape":[{zeros}],"data_offsets":[0,0]}}}}"#);
+    let tensor = |n| format!(r#""{n}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
+    let many = format!("{{{}}}", (0..60).map(tensor).collect::<Vec<_>>().join(","));
     named([
+        ("wide", file(&wide, 8 + wide.len() as u64)),
+        ("many", file(&many, 8 + many.len() as u64)),
         ("two", file(two, 20 + two.len() as u64)),
         ("empty", file(empty, 8 + empty.len() as u64)),
         ("none", file("{}", 10)),
@@ -144,7 +151,10 @@ fn gguf(tensors: &[(&str, u32, u64)]) -> Vec<u8> {
 }
 
 fn ggufs() -> Seeds {
+    let names: Vec<String> = (0..50).map(|n| n.to_string()).collect();
+    let many: Vec<_> = names.iter().map(|name| (name.as_str(), 0, 1)).collect();
     named([
+        ("many", gguf(&many)),
         (
             "two",
             gguf(&[("token_embd.weight", 0, 16), ("output.weight", 2, 32)]),
@@ -155,7 +165,10 @@ fn ggufs() -> Seeds {
 
 fn metadata() -> Result<Seeds, Error> {
     let plain = Metadata::new(Name::new("chat")?, Version::new(1, 0, 0));
+    let mut many = plain.clone();
+    many.contract.stop_tokens = (0..900).map(|n| format!("{n}")).collect();
     Ok(named([
+        ("many", serde_json::to_string(&many)?),
         ("full", Metadata::of(&full()?).to_pretty()),
         ("plain", plain.to_pretty()),
     ]))
