@@ -59,7 +59,7 @@ const PROBE: &str = "conditional-creation";
 /// # Layout
 /// Below the prefix lie the same names as in a `FolderStore`, so that a folder copied to a bucket is the same registry:
 /// `objects/log/...`, `objects/manifests/...` and `blobs/sha256/<two digits>/<digest>`. Blobs up to 32 MiB are one request;
-/// larger ones go up in parts and become visible once their digest is known to hold, with two parts in memory. What a
+/// larger ones go up in parts and become visible once their digest is known to hold, with a few parts in memory. What a
 /// process that dies leaves of an upload is invisible: have the bucket drop incomplete uploads after some days.
 ///
 /// # What it relies on
