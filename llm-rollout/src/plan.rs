@@ -13,8 +13,11 @@ pub use spec::{
 
 use llm_gates::{GatePlan, PassWhen};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-/// A valid plan.
+/// A valid plan. Cheap to clone.
 ///
 /// ```
 /// use llm_rollout::Plan;
@@ -41,7 +44,7 @@ use serde::{Deserialize, Serialize};
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "PlanSpec", into = "PlanSpec")]
-pub struct Plan(PlanSpec);
+pub struct Plan(Arc<PlanSpec>);
 
 impl Plan {
     /// Reads a plan from TOML.
@@ -60,6 +63,37 @@ impl Plan {
     pub fn from_json(text: &str) -> Result<Self, PlanError> {
         let spec: PlanSpec = serde_json::from_str(text).map_err(|e| PlanError::json(&e))?;
         Self::try_from(spec)
+    }
+
+    /// Everything to the candidate at once, without gates: for a return to a version that has been in production before.
+    pub fn at_once() -> Self {
+        let stage = StageSpec {
+            serve: Exposure(crate::Share::ALL),
+            mirror: Exposure::default(),
+            control: Exposure::default(),
+            dwell: Duration::ZERO,
+            limit: None,
+            min_samples: 0,
+            needs: None,
+            advance: Advance::Auto,
+        };
+        Self(Arc::new(PlanSpec {
+            alpha: 0.05,
+            pause_alpha: None,
+            look_every: Duration::from_secs(1),
+            metrics: BTreeMap::new(),
+            gates: Vec::new(),
+            ungated: true,
+            pass: PassSpec::default(),
+            pre_flight: None,
+            stages: vec![stage],
+            finish: Finish::Promote,
+            bake: Duration::ZERO,
+            triggers: Triggers::default(),
+            recovery: RecoverySpec::default(),
+            lease: Lease::default(),
+            outcomes: Outcomes::default(),
+        }))
     }
 
     /// The plan as written.
@@ -117,13 +151,13 @@ impl TryFrom<PlanSpec> for Plan {
 
     fn try_from(spec: PlanSpec) -> Result<Self, PlanError> {
         spec.check()?;
-        Ok(Self(spec))
+        Ok(Self(Arc::new(spec)))
     }
 }
 
 impl From<Plan> for PlanSpec {
     fn from(plan: Plan) -> PlanSpec {
-        plan.0
+        Arc::unwrap_or_clone(plan.0)
     }
 }
 
@@ -236,6 +270,14 @@ dwell = "1h"
             .unwrap_err()
             .to_string();
         assert!(message.contains("stages[1].serve"), "{message}");
+    }
+
+    #[test]
+    fn the_plan_of_a_return_is_a_plan() {
+        assert_eq!(
+            Plan::try_from(Plan::at_once().spec().clone()).unwrap(),
+            Plan::at_once()
+        );
     }
 
     #[test]

@@ -443,14 +443,7 @@ impl Rollout {
     /// # Errors
     /// The step is not later than the last one; nothing has changed.
     pub fn apply(&mut self, step: &Step) -> Result<(), Replay> {
-        if let Some((last, _)) = self.last
-            && step.seq <= last
-        {
-            return Err(Replay {
-                last,
-                found: step.seq,
-            });
-        }
+        self.follows(step)?;
         self.last = Some((step.seq, step.at));
         self.state = step.state.clone();
         if let Input::Judged(look) = &step.input {
@@ -468,6 +461,20 @@ impl Rollout {
         }
         self.pending.extend(step.intents.iter().cloned());
         Ok(())
+    }
+
+    /// Whether a step may be folded in next.
+    ///
+    /// # Errors
+    /// It is not later than the last one.
+    pub fn follows(&self, step: &Step) -> Result<(), Replay> {
+        match self.last {
+            Some((last, _)) if step.seq <= last => Err(Replay {
+                last,
+                found: step.seq,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Intents that are not over yet, oldest first.

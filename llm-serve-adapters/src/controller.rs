@@ -4,22 +4,24 @@
 //! the endpoint's log; whoever acquires after it stops it. [`Controller::turn`] is one pass and returns how long nothing is due.
 
 mod jobs;
+mod queue;
 mod routers;
 
-use crate::endpoint::{CommandError, Status, SubmitError};
+use crate::endpoint::{AdministerError, CommandError, Status, SubmitError};
 use crate::host::{
-    Clock, Cursor, Error, ErrorKind, Evaluator, MetricSource, Notifier, Owned, Query, Result,
-    ServingBackend, StateStore, TrafficRouter,
+    Calendar, Clock, Cursor, Error, ErrorKind, Evaluator, MetricSource, Notifier, Owned, Query,
+    Result, ServingBackend, StateStore, TrafficRouter,
 };
 use crate::journal::{Checkpoint, Entry, Event, Ledger};
 use crate::recorder::Recorder;
 use jobs::{Finished, Jobs};
 use llm_gates::Judgement;
 use llm_rollout::{
-    Command, Direction, Effect, EndpointId, Epoch, Fence, Heartbeat, Input, Look, Observed, Phase,
-    Plan, Position, Recovery, Rejected, Rollout, RolloutId, Seq, Step, Timestamp,
+    Alarm, Command, Direction, Effect, EndpointId, Epoch, Fence, Heartbeat, Input, Look, Observed,
+    Phase, Position, Recovery, Rejected, Rollout, RolloutId, RouterId, Step, Timestamp,
 };
 use llm_version_core::VersionId;
+pub(crate) use queue::Wanted;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +38,7 @@ pub(crate) struct Parts {
     pub(crate) backend: Option<Arc<dyn ServingBackend>>,
     pub(crate) evaluator: Option<Arc<dyn Evaluator>>,
     pub(crate) notifiers: Vec<Arc<dyn Notifier>>,
+    pub(crate) calendar: Option<Arc<dyn Calendar>>,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
@@ -44,10 +47,18 @@ pub(crate) struct Parts {
 pub(crate) enum Message {
     /// A new rollout, or one that is known already.
     Submit {
-        id: RolloutId,
-        candidate: VersionId,
-        plan: Box<Plan>,
+        wanted: Box<Wanted>,
         reply: oneshot::Sender<std::result::Result<(), SubmitError>>,
+    },
+    /// Something outside the gates has gone off; answered as a command is.
+    Alarm {
+        alarm: Alarm,
+        reply: oneshot::Sender<std::result::Result<(), CommandError>>,
+    },
+    /// Something that is said about the endpoint rather than about a rollout.
+    Administer {
+        order: Administer,
+        reply: oneshot::Sender<std::result::Result<(), AdministerError>>,
     },
     /// An operator's command; answered once it is logged, or a router has accepted what it means.
     Command {
@@ -57,6 +68,23 @@ pub(crate) enum Message {
     },
     /// Something has changed in the data plane: read the routers back now.
     Wake,
+}
+
+/// What is said about an endpoint, by whom and why.
+#[derive(Debug)]
+pub(crate) struct Administer {
+    pub(crate) what: What,
+    pub(crate) by: String,
+    pub(crate) why: String,
+}
+
+#[derive(Debug)]
+pub(crate) enum What {
+    /// No new rollout may begin.
+    Bar(String),
+    Unbar(String),
+    RemoveRouter(RouterId),
+    RestoreRouter(RouterId),
 }
 
 /// Longest time between two turns.
@@ -84,6 +112,10 @@ pub(crate) struct Controller {
     heard: BTreeMap<VersionId, u64>,
     /// What the machine's clock lags behind the log: time never goes back over a restart.
     behind: Duration,
+    /// When each router answered last, or this controller began.
+    answered: BTreeMap<RouterId, Timestamp>,
+    /// How often in a row the backend has said that the baseline cannot serve.
+    unhealthy: u32,
 }
 
 /// An append whose outcome is unknown: nothing goes forward until the log has been read again.
@@ -121,9 +153,14 @@ impl Controller {
             next_round: Timestamp::default(),
             heard: BTreeMap::new(),
             behind: Duration::ZERO,
+            answered: BTreeMap::new(),
+            unhealthy: 0,
         };
         controller.read_log().await?;
         controller.behind = controller.ledger.latest.since(now);
+        let begun = controller.now();
+        let routers = controller.parts.routers.iter();
+        controller.answered = routers.map(|r| (r.id().clone(), begun)).collect();
         if controller.ledger.production.is_none() {
             let event = Event::Bootstrapped {
                 version: bootstrap.clone(),
@@ -194,8 +231,13 @@ impl Controller {
                 .rollout()
                 .map_or(IDLE, |r| r.plan().spec().lease.renew_every);
             self.next_round = self.now().after(every.min(IDLE));
+            self.check_baseline().await?;
         }
         if self.active && self.doubt.is_none() {
+            self.next_in_line().await?;
+            if let Some(until) = self.frozen_until() {
+                self.feed(Input::Frozen { until }).await?;
+            }
             if matches!(self.rollout().map(Rollout::phase), Some(Phase::Planned)) {
                 self.feed(Input::Start).await?;
             }
@@ -212,14 +254,17 @@ impl Controller {
     /// As [`Self::turn`].
     pub(crate) async fn receive(&mut self, message: Message) -> Result<()> {
         match message {
-            Message::Submit {
-                id,
-                candidate,
-                plan,
-                reply,
-            } => {
-                let answer = self.submit(id, candidate, *plan).await?;
+            Message::Submit { wanted, reply } => {
+                let answer = self.submit(*wanted).await?;
                 // A caller that has gone away needs no answer.
+                drop(reply.send(answer));
+            }
+            Message::Alarm { alarm, reply } => {
+                let answer = self.say(Input::Alarm(alarm)).await?;
+                drop(reply.send(answer));
+            }
+            Message::Administer { order, reply } => {
+                let answer = self.administer(order).await?;
                 drop(reply.send(answer));
             }
             Message::Command {
@@ -235,69 +280,19 @@ impl Controller {
         Ok(())
     }
 
-    async fn submit(
-        &mut self,
-        id: RolloutId,
-        candidate: VersionId,
-        plan: Plan,
-    ) -> Result<std::result::Result<(), SubmitError>> {
-        if self.doubt.is_some() && !self.resolve_doubt().await? {
-            return Ok(Err(SubmitError::StoreUnavailable));
-        }
-        if let Some(known) = self.rollout().filter(|r| *r.id() == id) {
-            let same = *known.candidate() == candidate;
-            return Ok(if same {
-                Ok(())
-            } else {
-                Err(SubmitError::OtherCandidate(id))
-            });
-        }
-        if let Some(end) = self.ledger.ended.get(&id) {
-            return Ok(if end.candidate == candidate {
-                Ok(())
-            } else {
-                Err(SubmitError::OtherCandidate(id))
-            });
-        }
-        if let Some(busy) = self.rollout().filter(|r| !r.is_settled()) {
-            return Ok(Err(SubmitError::Busy(busy.id().clone())));
-        }
-        let Some(production) = self.ledger.production.clone() else {
-            return Ok(Err(SubmitError::StoreUnavailable));
-        };
-        if plan.spec().pre_flight.is_some() && self.parts.evaluator.is_none() {
-            return Ok(Err(SubmitError::NoEvaluator));
-        }
-        if let Some(router) = self.parts.routers.iter().find(|r| !routers::is_safe(&***r)) {
-            return Ok(Err(SubmitError::UnsafeRouter(router.id().clone())));
-        }
-        let salt = xxhash_rust::xxh3::xxh3_64(format!("{}/{id}", self.parts.endpoint).as_bytes());
-        let rollout = Rollout::new(
-            id,
-            production,
-            candidate,
-            plan,
-            salt,
-            self.ledger.epoch,
-            self.now(),
-        );
-        match self
-            .append(Event::Submitted {
-                rollout: Box::new(rollout),
-            })
-            .await
-        {
-            Ok(()) => {
-                self.next_look = None;
-                self.publish();
-                Ok(Ok(()))
+    /// Feeds what somebody waits for an answer to.
+    async fn say(&mut self, input: Input) -> Result<std::result::Result<(), CommandError>> {
+        Ok(match self.decide(input) {
+            Err(rejected) => Err(CommandError::Rejected(rejected)),
+            Ok(None) => Ok(()),
+            Ok(Some(step)) => {
+                if self.take(step, None).await? {
+                    Ok(())
+                } else {
+                    Err(CommandError::StoreUnavailable)
+                }
             }
-            Err(error) if error.kind() == ErrorKind::Fenced => Err(error),
-            Err(_) => {
-                self.in_doubt(false, None);
-                Ok(Err(SubmitError::StoreUnavailable))
-            }
-        }
+        })
     }
 
     async fn command(
@@ -305,21 +300,13 @@ impl Controller {
         id: &RolloutId,
         command: Command,
     ) -> Result<std::result::Result<(), CommandError>> {
+        if self.ledger.queue.iter().any(|queued| queued.id == *id) {
+            return self.withdraw_on(id, &command).await;
+        }
         if self.rollout().is_none_or(|r| r.id() != id) {
             return Ok(Err(CommandError::NotInProgress(id.clone())));
         }
-        match self.decide(Input::Operator(command)) {
-            Err(rejected) => Ok(Err(CommandError::Rejected(rejected))),
-            Ok(None) => Ok(Ok(())),
-            Ok(Some(step)) => {
-                let accepted = self.take(step, None).await?;
-                Ok(if accepted {
-                    Ok(())
-                } else {
-                    Err(CommandError::StoreUnavailable)
-                })
-            }
-        }
+        self.say(Input::Operator(command)).await
     }
 
     /// Feeds one input; rejections are no news here (a late answer, a verdict about an older epoch).
@@ -644,30 +631,19 @@ impl Controller {
     }
 
     async fn append(&mut self, event: Event) -> Result<()> {
-        let entry = Entry::new(event);
         let seq = self.ledger.next;
-        let bytes = entry.encode().map_err(|e| {
+        let (entry, bytes) = Entry::after(&self.ledger, event).map_err(|e| {
             Error::permanent(format!("entry {seq} cannot be written as JSON")).because(e)
         })?;
         // The split as it will be once the entry is folded in, in the same commit.
-        let mut after = self.ledger.clone();
-        after
-            .fold(&self.parts.endpoint, seq, &entry)
-            .map_err(|e| Error::permanent(e.to_string()))?;
-        let split = after
-            .split()
-            .filter(|split| Some(split) != self.ledger.split().as_ref() || seq == Seq::default());
-        self.parts
-            .store
-            .append(
-                &self.parts.endpoint,
-                self.fence,
-                seq,
-                &bytes,
-                split.as_ref(),
-            )
+        let split = self.ledger.split_after(&entry.event);
+        let (store, endpoint) = (&self.parts.store, &self.parts.endpoint);
+        store
+            .append(endpoint, self.fence, seq, &bytes, split.as_ref())
             .await?;
-        self.ledger = after;
+        self.ledger
+            .fold(endpoint, seq, &entry)
+            .map_err(|e| Error::permanent(e.to_string()))?;
         self.store_down_since = None;
         Ok(())
     }
@@ -729,6 +705,41 @@ fn is_binding(step: &Step) -> bool {
 impl Controller {
     /// What the routers said in this round; a router that has never answered under this fence keeps the controller inactive.
     fn note_round(&mut self, routers: &Observed) {
+        let now = self.now();
+        for (id, _) in routers.reachable() {
+            self.answered.insert(id.clone(), now);
+        }
         self.active = self.active || routers.iter().all(|(_, state)| state.is_some());
+    }
+
+    /// When a freeze ends that is not known yet.
+    fn frozen_until(&self) -> Option<Timestamp> {
+        let rollout = self.rollout().filter(|r| !r.phase().is_end())?;
+        let until = self.parts.calendar.as_ref()?.frozen_until(self.now())?;
+        (rollout.state().frozen_until != Some(until)).then_some(until)
+    }
+
+    /// Asks the backend whether the baseline can serve, where that matters. Twice in a row it must say no.
+    async fn check_baseline(&mut self) -> Result<()> {
+        let Some(rollout) = self.rollout() else {
+            return Ok(());
+        };
+        let matters = rollout.phase().stage().is_some() || rollout.phase() == Phase::Baking;
+        let (Some(backend), true, false) =
+            (&self.parts.backend, matters, rollout.state().baseline_cold)
+        else {
+            return Ok(());
+        };
+        let healthy = routers::within(backend.healthy(rollout.baseline())).await;
+        match healthy {
+            Ok(Some(true)) => self.unhealthy = 0,
+            Ok(Some(false)) => self.unhealthy += 1,
+            Ok(None) | Err(_) => return Ok(()),
+        }
+        if self.unhealthy == 1 {
+            return Ok(());
+        }
+        let baseline = self.unhealthy == 0;
+        self.feed(Input::Health { baseline }).await
     }
 }

@@ -2,26 +2,129 @@
 
 use crate::DataPlane;
 use crate::clock::SystemClock;
-use crate::controller::{Controller, Message, Parts};
+use crate::controller::{Administer, Controller, Message, Parts, Wanted, What};
 use crate::host::{
-    Clock, Error, ErrorKind, Evaluator, MetricSource, Notifier, ServingBackend, StateStore,
-    TrafficRouter,
+    Calendar, Clock, Error, ErrorKind, Evaluator, Manifests, MetricSource, Notifier,
+    ServingBackend, StateStore, TrafficRouter,
 };
 use crate::journal::{End, Entry, Ledger};
 use crate::recorder::Recorder;
 use crate::router::InProcessRouter;
 use llm_rollout::{
-    BadName, Command, EndpointId, Epoch, Fence, Plan, Rejected, Rollout, RolloutId, RouterId, Seq,
-    Split, Verb,
+    Alarm, BadName, Command, EndpointId, Epoch, Fence, Phase, Plan, Rejected, Rollout, RolloutId,
+    RouterId, Seq, Split, Verb,
 };
-use llm_version_core::VersionId;
+use llm_version_core::{Safety, Surroundings, VersionId, transition};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// The version that serves before there has been any rollout: used the very first time, ignored ever after.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "a wrapper")]
 pub struct Bootstrap(pub VersionId);
+
+/// What a new rollout does where it cannot begin at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "there is nothing else to do")]
+pub enum Supersede {
+    /// It is refused.
+    #[default]
+    Reject,
+    /// It waits for its turn.
+    Queue,
+    /// Whoever waits is withdrawn, and the rollout in progress goes back; one that is promoted already ends its baking.
+    Replace,
+}
+
+/// A return to a version that was in production before.
+#[derive(Debug, Clone)]
+#[expect(clippy::exhaustive_structs, reason = "plain data, given by hosts")]
+pub struct Return {
+    /// Which version; none for the one that was in production last.
+    pub to: Option<VersionId>,
+    /// What runs and waits around the endpoint: sessions, consumers, stored vectors.
+    pub surroundings: Surroundings,
+    /// The steps that make it safe, if there are any, have been taken.
+    pub steps_taken: bool,
+}
+
+impl Return {
+    /// To the version that was in production last, with nothing known of the surroundings.
+    pub fn last() -> Self {
+        Self {
+            to: None,
+            surroundings: Surroundings::default(),
+            steps_taken: false,
+        }
+    }
+}
+
+/// Why there is no return.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReturnError {
+    /// The version has not been in production within the window.
+    #[error("{} is outside the rollback window; inside are: {}", wanted(.to.as_ref()), list(.window))]
+    OutsideWindow {
+        /// Which version was asked for.
+        to: Option<VersionId>,
+        /// Newest first.
+        window: Vec<VersionId>,
+    },
+    /// Something must be done first, or nothing helps.
+    #[error("going back to {to} is not safe: {safety}")]
+    NotSafe {
+        /// Which version.
+        to: VersionId,
+        /// What must be done, or what stands against it.
+        safety: Safety,
+    },
+    /// The manifest of a version is needed to tell, and is not known.
+    #[error("there is no manifest of {0}: whether going back is safe cannot be told")]
+    NoManifest(VersionId),
+    /// A component failed.
+    #[error(transparent)]
+    Component(#[from] Error),
+    /// The rollout was not taken.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+}
+
+fn wanted(to: Option<&VersionId>) -> String {
+    to.map_or_else(|| "a version of the past".to_owned(), ToString::to_string)
+}
+
+fn list(window: &[VersionId]) -> String {
+    if window.is_empty() {
+        return "none".to_owned();
+    }
+    let names: Vec<_> = window.iter().map(ToString::to_string).collect();
+    names.join(", ")
+}
+
+/// Why what was said about an endpoint was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdministerError {
+    /// There is no such reason against new rollouts.
+    #[error("nothing named {0:?} stands against new rollouts")]
+    NoSuchBar(String),
+    /// No router of that name is registered (or removed).
+    #[error("no router {0} is there to remove or restore")]
+    NoSuchRouter(RouterId),
+    /// The router may still serve a share: it answered not long ago.
+    #[error(
+        "router {0} may still serve the candidate for {1:?}: wait until its lease has certainly run out"
+    )]
+    MayServe(RouterId, Duration),
+    /// The store cannot be reached; whether it was logged is not known. Saying it again is safe.
+    #[error("the store cannot be reached: say it again")]
+    StoreUnavailable,
+    /// The controller has stopped.
+    #[error("the controller has stopped: {0}")]
+    Stopped(String),
+}
 
 /// Why an endpoint could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +150,15 @@ pub enum SubmitError {
     /// Another rollout is in progress: one endpoint has one at a time.
     #[error("rollout {0} is in progress: wait for its end, or abort it")]
     Busy(RolloutId),
+    /// Something stands against new rollouts.
+    #[error("no new rollout may begin: {0:?} ({1})")]
+    Barred(String, String),
+    /// Too many wait already.
+    #[error("too many rollouts wait for their turn: withdraw one, or replace them")]
+    QueueFull,
+    /// The rollout cannot be tried again.
+    #[error("rollout {0} cannot be tried again: {1}")]
+    NothingToRetry(RolloutId, &'static str),
     /// The id is taken by a rollout of another candidate.
     #[error(
         "rollout id {0} belongs to another candidate: ids are unique for ever, choose a new one"
@@ -75,6 +187,9 @@ pub enum CommandError {
     /// The rollout is not the one in progress.
     #[error("rollout {0} is not in progress")]
     NotInProgress(RolloutId),
+    /// The rollout waits for its turn: it can only be aborted.
+    #[error("rollout {0} waits for its turn: until then it can only be aborted")]
+    Queued(RolloutId),
     /// It does not fit.
     #[error(transparent)]
     Rejected(#[from] Rejected),
@@ -109,9 +224,15 @@ pub struct EndpointBuilder {
     backend: Option<Arc<dyn ServingBackend>>,
     evaluator: Option<Arc<dyn Evaluator>>,
     notifiers: Vec<Arc<dyn Notifier>>,
+    calendar: Option<Arc<dyn Calendar>>,
+    manifests: Option<Arc<dyn Manifests>>,
+    window: usize,
     clock: Option<Arc<dyn Clock>>,
     flags: Vec<String>,
 }
+
+/// Ways back that are offered unless the host says otherwise.
+const WINDOW: usize = 3;
 
 impl EndpointBuilder {
     /// Registers a router beside the in-process one: a rollout is confirmed only when all of them are.
@@ -146,6 +267,27 @@ impl EndpointBuilder {
     #[must_use]
     pub fn notifier(mut self, notifier: impl Notifier) -> Self {
         self.notifiers.push(Arc::new(notifier));
+        self
+    }
+
+    /// Freezes: nothing advances while the calendar says so.
+    #[must_use]
+    pub fn calendar(mut self, calendar: impl Calendar) -> Self {
+        self.calendar = Some(Arc::new(calendar));
+        self
+    }
+
+    /// Finds manifests: [`Endpoint::roll_back`] then refuses what is not safe by the versions' interface contracts.
+    #[must_use]
+    pub fn manifests(mut self, manifests: impl Manifests) -> Self {
+        self.manifests = Some(Arc::new(manifests));
+        self
+    }
+
+    /// How many versions of the past [`Endpoint::roll_back`] may return to: 3 unless told otherwise, at most [`crate::journal::HISTORY`].
+    #[must_use]
+    pub fn rollback_window(mut self, versions: usize) -> Self {
+        self.window = versions;
         self
     }
 
@@ -201,6 +343,7 @@ impl EndpointBuilder {
             backend: self.backend,
             evaluator: self.evaluator,
             notifiers: self.notifiers,
+            calendar: self.calendar,
             clock,
         };
         let (controller, status) = Controller::start(parts, &self.bootstrap)
@@ -212,6 +355,8 @@ impl EndpointBuilder {
             id,
             store: self.store,
             plane: DataPlane::new(router, recorder),
+            manifests: self.manifests,
+            window: self.window,
             mailbox,
             status,
         })
@@ -229,6 +374,8 @@ pub struct Endpoint {
     id: EndpointId,
     store: Arc<dyn StateStore>,
     plane: DataPlane,
+    manifests: Option<Arc<dyn Manifests>>,
+    window: usize,
     mailbox: mpsc::Sender<Message>,
     status: watch::Receiver<Status>,
 }
@@ -257,6 +404,9 @@ impl Endpoint {
             backend: None,
             evaluator: None,
             notifiers: Vec::new(),
+            calendar: None,
+            manifests: None,
+            window: WINDOW,
             clock: None,
             flags: Vec::new(),
         }
@@ -292,20 +442,37 @@ impl Endpoint {
         candidate: VersionId,
         plan: Plan,
     ) -> Result<Run, SubmitError> {
+        self.submit_or(Supersede::Reject, id, candidate, plan).await
+    }
+
+    /// The same, and says what happens where another rollout is in progress, or something stands against new ones.
+    ///
+    /// # Errors
+    /// See [`SubmitError`]; nothing was exposed.
+    pub async fn submit_or(
+        &self,
+        supersede: Supersede,
+        id: RolloutId,
+        candidate: VersionId,
+        plan: Plan,
+    ) -> Result<Run, SubmitError> {
+        self.want(Wanted {
+            id,
+            candidate,
+            plan,
+            supersede,
+            said: None,
+        })
+        .await
+    }
+
+    async fn want(&self, wanted: Wanted) -> Result<Run, SubmitError> {
         let run = Run {
-            id: id.clone(),
+            id: wanted.id.clone(),
             endpoint: self.clone(),
         };
-        let plan = Box::new(plan);
-        match self
-            .ask(|reply| Message::Submit {
-                id,
-                candidate,
-                plan,
-                reply,
-            })
-            .await
-        {
+        let wanted = Box::new(wanted);
+        match self.ask(|reply| Message::Submit { wanted, reply }).await {
             Some(answer) => answer.map(|()| run),
             None => Err(SubmitError::Stopped(self.why_stopped())),
         }
@@ -317,6 +484,7 @@ impl Endpoint {
             let status = self.status.borrow();
             status.ledger.ended.contains_key(id)
                 || status.ledger.rollout.as_ref().is_some_and(|r| r.id() == id)
+                || status.ledger.queue.iter().any(|q| q.id == *id)
         };
         known.then(|| Run {
             id: id.clone(),
@@ -334,6 +502,128 @@ impl Endpoint {
         // A full mailbox means that the controller is awake anyway.
         drop(self.mailbox.try_send(Message::Wake));
         forced
+    }
+
+    /// Goes back to a version that was in production before: a rollout of its own, at once and without gates, since the version
+    /// has been judged already. While a promoted version still bakes, aborting its rollout is quicker.
+    ///
+    /// # Errors
+    /// See [`ReturnError`]; nothing was changed.
+    pub async fn roll_back(&self, way: Return, by: &str, why: &str) -> Result<Run, ReturnError> {
+        let ledger = Arc::clone(&self.status.borrow().ledger);
+        let window: Vec<_> = ledger
+            .history
+            .iter()
+            .rev()
+            .take(self.window)
+            .cloned()
+            .collect();
+        let to = match &way.to {
+            Some(to) => window.iter().find(|v| *v == to),
+            None => window.first(),
+        };
+        let Some(to) = to.cloned() else {
+            return Err(ReturnError::OutsideWindow { to: way.to, window });
+        };
+        if let (Some(manifests), Some(from)) = (&self.manifests, &ledger.production) {
+            let known = async |version: &VersionId| match manifests.manifest(version).await {
+                Ok(Some(manifest)) => Ok(manifest),
+                Ok(None) => Err(ReturnError::NoManifest(version.clone())),
+                Err(error) => Err(error.into()),
+            };
+            let (from, manifest) = (known(from).await?, known(&to).await?);
+            let safety = transition(&from, &manifest, &way.surroundings).forward;
+            let safe = match &safety {
+                Safety::Safe => true,
+                Safety::NeedsAction(_) => way.steps_taken,
+                Safety::Forbidden(_) => false,
+            };
+            if !safe {
+                return Err(ReturnError::NotSafe { to, safety });
+            }
+        }
+        let nth = ledger.ended.len() + 1;
+        let id = format!("return-{nth}-to-{}", to.version());
+        let id = RolloutId::new(id).map_err(|e| Error::permanent(e.to_string()))?;
+        let wanted = Wanted {
+            id,
+            candidate: to,
+            plan: Plan::at_once(),
+            supersede: Supersede::Replace,
+            said: Some((by.to_owned(), why.to_owned())),
+        };
+        Ok(self.want(wanted).await?)
+    }
+
+    /// Something outside the gates has gone off; what it does is the plan's choice. Without a rollout in progress it does nothing.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub async fn alarm(&self, name: &str, detail: &str) -> Result<(), CommandError> {
+        let alarm = Alarm {
+            name: name.to_owned(),
+            detail: detail.to_owned(),
+        };
+        match self.ask(|reply| Message::Alarm { alarm, reply }).await {
+            Some(answer) => answer,
+            None => Err(CommandError::Stopped(self.why_stopped())),
+        }
+    }
+
+    /// No new rollout may begin until this is cleared by its name; the one in progress goes on.
+    ///
+    /// # Errors
+    /// See [`AdministerError`].
+    pub async fn bar(&self, name: &str, by: &str, why: &str) -> Result<(), AdministerError> {
+        self.administer(What::Bar(name.to_owned()), by, why).await
+    }
+
+    /// Clears what stands against new rollouts.
+    ///
+    /// # Errors
+    /// See [`AdministerError`].
+    pub async fn unbar(&self, name: &str, by: &str, why: &str) -> Result<(), AdministerError> {
+        self.administer(What::Unbar(name.to_owned()), by, why).await
+    }
+
+    /// A registered router is dead for good: rollouts do not wait for it any more. Refused until its lease has certainly run out.
+    ///
+    /// # Errors
+    /// See [`AdministerError`].
+    pub async fn remove_router(
+        &self,
+        router: &RouterId,
+        by: &str,
+        why: &str,
+    ) -> Result<(), AdministerError> {
+        let what = What::RemoveRouter(router.clone());
+        self.administer(what, by, why).await
+    }
+
+    /// A router that was removed takes part again.
+    ///
+    /// # Errors
+    /// See [`AdministerError`].
+    pub async fn restore_router(
+        &self,
+        router: &RouterId,
+        by: &str,
+        why: &str,
+    ) -> Result<(), AdministerError> {
+        let what = What::RestoreRouter(router.clone());
+        self.administer(what, by, why).await
+    }
+
+    async fn administer(&self, what: What, by: &str, why: &str) -> Result<(), AdministerError> {
+        let order = Administer {
+            what,
+            by: by.to_owned(),
+            why: why.to_owned(),
+        };
+        match self.ask(|reply| Message::Administer { order, reply }).await {
+            Some(answer) => answer,
+            None => Err(AdministerError::Stopped(self.why_stopped())),
+        }
     }
 
     /// The endpoint's log from an entry on, at most a page.
@@ -430,6 +720,60 @@ impl Run {
             why,
         )
         .await
+    }
+
+    /// Leaves the stage that is soaking now, whatever its dwell, samples, gates and approval; holds and freezes stand.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub async fn skip(&self, by: &str, why: &str) -> Result<(), CommandError> {
+        self.command(Verb::Skip, by, why).await
+    }
+
+    /// Makes the candidate the baseline now, whatever gates, holds and freezes say. Where the baseline is unhealthy, this is the way forward.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub async fn promote_now(&self, by: &str, why: &str) -> Result<(), CommandError> {
+        self.command(Verb::PromoteNow, by, why).await
+    }
+
+    /// Goes back at once, even to a baseline that is cold or unhealthy.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub async fn abort_now(&self, by: &str, why: &str) -> Result<(), CommandError> {
+        self.command(Verb::AbortNow, by, why).await
+    }
+
+    /// Tries again what has ended without promotion: a new rollout of the same candidate with the same plan, its evidence and
+    /// its users drawn anew. Its id is this one's with the number of the attempt, such as `chat-v2.2`.
+    ///
+    /// # Errors
+    /// See [`SubmitError`].
+    pub async fn retry(&self) -> Result<Run, SubmitError> {
+        let ledger = Arc::clone(&self.endpoint.status.borrow().ledger);
+        let not = |why| SubmitError::NothingToRetry(self.id.clone(), why);
+        let Some(rollout) = ledger.rollout.as_ref().filter(|r| *r.id() == self.id) else {
+            return Err(not(
+                "it is not the newest of its endpoint: submit its candidate again",
+            ));
+        };
+        if !rollout.is_settled() {
+            return Err(not("it has not ended yet"));
+        }
+        if rollout.phase() == Phase::Promoted {
+            return Err(not("it was promoted"));
+        }
+        let attempts = (2..).map(|n| RolloutId::new(format!("{}.{n}", self.id)));
+        let fresh = attempts
+            .map_while(Result::ok)
+            .find(|id| !ledger.ended.contains_key(id));
+        let Some(id) = fresh else {
+            return Err(not("its id is too long for the number of an attempt"));
+        };
+        let (candidate, plan) = (rollout.candidate().clone(), rollout.plan().clone());
+        self.endpoint.submit(id, candidate, plan).await
     }
 
     /// Goes back to the baseline. Acknowledged once it is logged or every router has accepted it.

@@ -9,7 +9,7 @@ use llm_rollout::{
     EndpointId, Epoch, Fence, Heartbeat, IntentId, MetricDef, Notice, Order, Position, RouterClock,
     RouterId, RouterState, Seq, Split, Timestamp,
 };
-use llm_version_core::VersionId;
+use llm_version_core::{Manifest, VersionId};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -255,14 +255,52 @@ pub trait Evaluator: Debug + Send + Sync + 'static {
     async fn evaluate(&self, candidate: &VersionId, baseline: &VersionId) -> Result<Measurements>;
 }
 
-/// Tells people. A notice may arrive more than once, with the same id.
+/// A notice on its way to people.
+#[derive(Debug, Clone, Copy)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain data: hosts write notifiers against it"
+)]
+pub struct Letter<'a> {
+    /// Whose rollout it is about.
+    pub endpoint: &'a EndpointId,
+    /// Unique within the endpoint; the same when it is sent again.
+    pub id: IntentId,
+    /// What to tell.
+    pub notice: &'a Notice,
+}
+
+impl Letter<'_> {
+    /// Unique among all endpoints, and the same when it is sent again: receivers drop what they have seen.
+    pub fn key(&self) -> String {
+        format!("{}.{}.{}", self.endpoint, self.notice.rollout, self.id)
+    }
+}
+
+/// Tells people. A letter may arrive more than once, with the same key.
 #[async_trait]
 pub trait Notifier: Debug + Send + Sync + 'static {
     /// Tells it.
     ///
     /// # Errors
     /// `Transient` is tried again, `Permanent` is recorded; neither blocks anything.
-    async fn notify(&self, id: IntentId, notice: &Notice) -> Result<()>;
+    async fn notify(&self, letter: &Letter<'_>) -> Result<()>;
+}
+
+/// Where manifests are found by version, such as a registry: whether the way back is safe is read from them.
+#[async_trait]
+pub trait Manifests: Debug + Send + Sync + 'static {
+    /// The manifest of a version; `None` if it is not known here.
+    ///
+    /// # Errors
+    /// `Transient` if it cannot be reached.
+    async fn manifest(&self, version: &VersionId) -> Result<Option<Manifest>>;
+}
+
+/// When nothing may advance: release freezes, nights, holidays.
+pub trait Calendar: Debug + Send + Sync + 'static {
+    /// The first moment at which it may advance again; `None` if it may now.
+    fn frozen_until(&self, now: Timestamp) -> Option<Timestamp>;
 }
 
 /// Ownership of an endpoint's log.

@@ -3,21 +3,65 @@
 use crate::host::Cursor;
 use llm_gates::Evidence;
 use llm_rollout::{
-    Cause, Effect, EndpointId, Epoch, Format, Intent, IntentId, Outcome, Phase, Rollout, RolloutId,
-    Seq, Share, Split, Step, Timestamp,
+    Cause, Effect, EndpointId, Epoch, Format, Intent, IntentId, Outcome, Phase, Plan, Rollout,
+    RolloutId, RouterId, Said, Seq, Share, Split, Step, Timestamp,
 };
 use llm_version_core::VersionId;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use xxhash_rust::xxh3::Xxh3;
 
-/// One entry of an endpoint's log.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(clippy::exhaustive_structs, reason = "it is what logs hold")]
+/// One entry of an endpoint's log. It checks itself, and that it follows the entry before it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Entry {
     /// Format of the entry.
     pub format: Format,
     /// What happened.
     pub event: Event,
+    before: Seal,
+    seal: Seal,
+}
+
+/// Over an entry's place, its event, and the seal before it: finds accidents, not forgers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Seal(u64);
+
+impl Seal {
+    fn over(before: Self, seq: Seq, event: &[u8]) -> Self {
+        let mut hash = Xxh3::with_seed(before.0);
+        hash.update(&seq.get().to_le_bytes());
+        hash.update(event);
+        Self(hash.digest())
+    }
+}
+
+impl Serialize for Seal {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&format_args!("{:016x}", self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Seal {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = Cow::<str>::deserialize(from)?;
+        u64::from_str_radix(&text, 16)
+            .map(Self)
+            .map_err(|_| D::Error::custom("a seal has 16 hexadecimal digits"))
+    }
+}
+
+/// An entry as it is written.
+#[derive(Serialize, Deserialize)]
+struct Written<'a> {
+    format: Format,
+    before: Seal,
+    seal: Seal,
+    #[serde(borrow)]
+    event: &'a RawValue,
 }
 
 /// What an entry records.
@@ -36,6 +80,9 @@ pub enum Event {
     Submitted {
         /// As submitted.
         rollout: Box<Rollout>,
+        /// Who wanted it, and why, where that was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        said: Option<Said>,
     },
     /// A decision of the rollout in progress; with a look, the evidence as of that look, in the same commit.
     Stepped {
@@ -45,6 +92,45 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         checkpoint: Option<Checkpoint>,
     },
+    /// A rollout waits for its turn.
+    Queued(Box<Queued>),
+    /// A rollout that waited for its turn is not wanted any more.
+    Withdrawn {
+        /// Which.
+        rollout: RolloutId,
+        /// Why.
+        cause: Cause,
+        /// When.
+        at: Timestamp,
+    },
+    /// No new rollout may begin.
+    Barred {
+        /// Names the reason.
+        name: String,
+        /// Who said so, and why.
+        said: Said,
+    },
+    /// A reason against new rollouts is gone.
+    Unbarred {
+        /// Its name.
+        name: String,
+        /// Who said so, and why.
+        said: Said,
+    },
+    /// A router is dead: it is not waited for any more.
+    RouterRemoved {
+        /// Which.
+        router: RouterId,
+        /// Who said so, and why.
+        said: Said,
+    },
+    /// A router that was removed takes part again.
+    RouterRestored {
+        /// Which.
+        router: RouterId,
+        /// Who said so, and why.
+        said: Said,
+    },
     /// An intent of an earlier rollout is over (a notice that could not be delivered before, say).
     Delivered {
         /// Which.
@@ -52,6 +138,25 @@ pub enum Event {
         /// How it went.
         outcome: Outcome,
     },
+}
+
+/// A rollout that waits for its turn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_structs, reason = "it is what logs hold")]
+pub struct Queued {
+    /// Its id.
+    pub id: RolloutId,
+    /// The version to roll out.
+    pub candidate: VersionId,
+    /// How.
+    pub plan: Plan,
+    /// Whether the rollout in progress makes way for it.
+    pub replaces: bool,
+    /// Who wants it, and why, where that was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said: Option<Said>,
+    /// Since when it waits.
+    pub at: Timestamp,
 }
 
 /// Evidence as state: saved with its cursor, so that no window counts twice and none is lost in a restart.
@@ -76,23 +181,30 @@ pub struct BadEntry {
 }
 
 impl Entry {
-    /// An entry of today's format.
-    pub fn new(event: Event) -> Self {
-        Self {
-            format: Format::CURRENT,
-            event,
-        }
-    }
-
-    /// As bytes (JSON).
+    /// The entry that follows what the ledger holds, and its bytes (JSON).
     ///
     /// # Errors
     /// When the event holds what JSON cannot, such as a number that is not finite.
-    pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
-        serde_json::to_vec(self)
+    pub fn after(ledger: &Ledger, event: Event) -> Result<(Self, Vec<u8>), serde_json::Error> {
+        let raw = serde_json::value::to_raw_value(&event)?;
+        let (format, before) = (Format::CURRENT, ledger.seal);
+        let seal = Seal::over(before, ledger.next, raw.get().as_bytes());
+        let bytes = serde_json::to_vec(&Written {
+            format,
+            before,
+            seal,
+            event: &raw,
+        })?;
+        let entry = Self {
+            format,
+            event,
+            before,
+            seal,
+        };
+        Ok((entry, bytes))
     }
 
-    /// From bytes. Fields of a newer minor format are ignored; another major is refused.
+    /// From bytes. Fields of a newer minor format are ignored; another major, and an entry that has been damaged, is refused.
     ///
     /// # Errors
     /// Names the endpoint and the entry.
@@ -106,8 +218,8 @@ impl Entry {
             seq,
             problem,
         };
-        let head: Head =
-            serde_json::from_slice(bytes).map_err(|e| bad(format!("cannot be read: {e}")))?;
+        let unreadable = |e: serde_json::Error| bad(format!("cannot be read: {e}"));
+        let head: Head = serde_json::from_slice(bytes).map_err(unreadable)?;
         if !head.format.readable() {
             return Err(bad(format!(
                 "has format {}, this program reads {}: run a newer program",
@@ -115,7 +227,25 @@ impl Entry {
                 Format::CURRENT
             )));
         }
-        serde_json::from_slice(bytes).map_err(|e| bad(format!("cannot be read: {e}")))
+        let written: Written<'_> = serde_json::from_slice(bytes).map_err(unreadable)?;
+        let Written {
+            format,
+            before,
+            seal,
+            event,
+        } = written;
+        if Seal::over(before, seq, event.get().as_bytes()) != seal {
+            return Err(bad(
+                "is not what was written there: its seal does not fit".to_owned()
+            ));
+        }
+        let event = serde_json::from_str(event.get()).map_err(unreadable)?;
+        Ok(Self {
+            format,
+            event,
+            before,
+            seal,
+        })
     }
 }
 
@@ -129,7 +259,7 @@ pub struct End {
     pub baseline: VersionId,
     /// With what.
     pub candidate: VersionId,
-    /// [`Phase::Promoted`], [`Phase::RolledBack`] or [`Phase::Blocked`].
+    /// One of the ends of [`Phase`].
     pub phase: Phase,
     /// Why it was not promoted.
     pub cause: Option<Cause>,
@@ -163,10 +293,23 @@ pub struct Ledger {
     pub ended: BTreeMap<RolloutId, End>,
     /// Intents of ended rollouts that are not over.
     pub outbox: BTreeMap<IntentId, Intent>,
+    /// Rollouts that wait for their turn, in order.
+    pub queue: Vec<Queued>,
+    /// Named reasons why no new rollout may begin.
+    pub bars: BTreeMap<String, Said>,
+    /// Routers that are not waited for.
+    pub removed: BTreeMap<RouterId, Said>,
+    /// The versions that have been in production, oldest first and without the one that is: at most [`HISTORY`].
+    pub history: Vec<VersionId>,
+    seal: Seal,
 }
 
 /// Intents of ended rollouts that are kept for another try.
 const OUTBOX: usize = 256;
+/// Versions of the past that are remembered as ways back.
+pub const HISTORY: usize = 32;
+/// Rollouts that may wait for their turn.
+pub const QUEUE: usize = 16;
 
 impl Ledger {
     /// Adds an entry.
@@ -174,82 +317,163 @@ impl Ledger {
     /// # Errors
     /// The entry does not follow; nothing has changed.
     pub fn fold(&mut self, endpoint: &EndpointId, seq: Seq, entry: &Entry) -> Result<(), BadEntry> {
-        let bad = |problem: String| BadEntry {
-            endpoint: endpoint.clone(),
-            seq,
-            problem,
-        };
-        if seq != self.next {
-            return Err(bad(format!("is not the next one, {}", self.next)));
+        if let Err(problem) = self.admits(seq, entry) {
+            return Err(BadEntry {
+                endpoint: endpoint.clone(),
+                seq,
+                problem,
+            });
         }
         match &entry.event {
             Event::Bootstrapped { version, at } => {
-                if self.production.is_some() {
-                    return Err(bad("starts an endpoint that has been started".to_owned()));
-                }
                 self.production = Some(version.clone());
                 self.latest = self.latest.max(*at);
             }
-            Event::Submitted { rollout } => {
-                if self.rollout.as_ref().is_some_and(|r| !r.is_settled()) {
-                    return Err(bad(
-                        "submits a rollout while another is in progress".to_owned()
-                    ));
-                }
-                if let Some(over) = self.rollout.take() {
-                    let kept = over
-                        .pending()
-                        .iter()
-                        .filter(|i| matches!(i.effect, Effect::Notify(_) | Effect::Retire(_)));
-                    self.outbox.extend(kept.map(|i| (i.id, i.clone())));
-                    while self.outbox.len() > OUTBOX {
-                        self.outbox.pop_first();
-                    }
-                }
-                self.latest = self.latest.max(rollout.state().since);
-                self.rollout = Some((**rollout).clone());
-                self.checkpoint = None;
-                self.largest_share = Share::NONE;
+            Event::Submitted { rollout, .. } => self.submitted(rollout),
+            Event::Stepped { step, checkpoint } => self.stepped(step, checkpoint.as_ref()),
+            Event::Queued(queued) => {
+                self.latest = self.latest.max(queued.at);
+                self.queue.push((**queued).clone());
             }
-            Event::Stepped { step, checkpoint } => {
-                let Some(rollout) = &mut self.rollout else {
-                    return Err(bad("is a step of no rollout".to_owned()));
-                };
-                rollout.apply(step).map_err(|e| bad(e.to_string()))?;
-                if let Some(checkpoint) = checkpoint {
-                    self.checkpoint = Some(checkpoint.clone());
-                }
-                self.latest = self.latest.max(step.at);
-                let split = &step.state.split;
-                self.epoch = self.epoch.max(split.epoch);
-                self.largest_share = self.largest_share.max(split.share);
-                let routed = step
-                    .intents
-                    .iter()
-                    .any(|i| matches!(i.effect, Effect::Route { .. }));
-                if routed && split.candidate.is_none() {
-                    self.production = Some(split.baseline.clone());
-                }
-                if step.state.phase.is_end() && !self.ended.contains_key(rollout.id()) {
-                    let end = End {
-                        rollout: rollout.id().clone(),
-                        baseline: rollout.baseline().clone(),
-                        candidate: rollout.candidate().clone(),
-                        phase: step.state.phase,
-                        cause: step.state.cause.clone(),
-                        exposed: step.state.exposed,
-                        largest_share: self.largest_share,
-                        at: step.at,
-                    };
-                    self.ended.insert(end.rollout.clone(), end);
-                }
+            Event::Withdrawn { rollout, cause, at } => self.withdrawn(rollout, cause, *at),
+            Event::Barred { name, said } => {
+                self.bars.insert(name.clone(), said.clone());
+            }
+            Event::Unbarred { name, .. } => {
+                self.bars.remove(name);
+            }
+            Event::RouterRemoved { router, said } => {
+                self.removed.insert(router.clone(), said.clone());
+            }
+            Event::RouterRestored { router, .. } => {
+                self.removed.remove(router);
             }
             Event::Delivered { intent, .. } => {
                 self.outbox.remove(intent);
             }
         }
         self.next = seq.next();
+        self.seal = entry.seal;
         Ok(())
+    }
+
+    /// Whether this entry may stand here. What it admits, [`Self::fold`] takes.
+    fn admits(&self, seq: Seq, entry: &Entry) -> Result<(), String> {
+        if seq != self.next {
+            return Err(format!("is not the next one, {}", self.next));
+        }
+        if entry.before != self.seal {
+            return Err(
+                "does not follow the one before it: one of them has been replaced".to_owned(),
+            );
+        }
+        let busy = || self.rollout.as_ref().is_some_and(|r| !r.is_settled());
+        match &entry.event {
+            Event::Bootstrapped { .. } if self.production.is_some() => {
+                Err("starts an endpoint that has been started".to_owned())
+            }
+            Event::Submitted { .. } if busy() => {
+                Err("submits a rollout while another is in progress".to_owned())
+            }
+            Event::Stepped { step, .. } => match &self.rollout {
+                None => Err("is a step of no rollout".to_owned()),
+                Some(rollout) => rollout.follows(step).map_err(|e| e.to_string()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    fn submitted(&mut self, rollout: &Rollout) {
+        if let Some(over) = self.rollout.take() {
+            let kept = |e: &Effect| {
+                matches!(
+                    e,
+                    Effect::Notify(_) | Effect::Retire(_) | Effect::Prepare(_) | Effect::Record
+                )
+            };
+            let kept = over.pending().iter().filter(|i| kept(&i.effect));
+            self.outbox.extend(kept.map(|i| (i.id, i.clone())));
+            while self.outbox.len() > OUTBOX {
+                self.outbox.pop_first();
+            }
+        }
+        self.queue.retain(|queued| queued.id != *rollout.id());
+        self.latest = self.latest.max(rollout.state().since);
+        self.rollout = Some(rollout.clone());
+        self.checkpoint = None;
+        self.largest_share = Share::NONE;
+    }
+
+    fn stepped(&mut self, step: &Step, checkpoint: Option<&Checkpoint>) {
+        let Some(rollout) = &mut self.rollout else {
+            return;
+        };
+        if rollout.apply(step).is_err() {
+            return;
+        }
+        if let Some(checkpoint) = checkpoint {
+            self.checkpoint = Some(checkpoint.clone());
+        }
+        self.latest = self.latest.max(step.at);
+        let split = &step.state.split;
+        self.epoch = self.epoch.max(split.epoch);
+        self.largest_share = self.largest_share.max(split.share);
+        if let Some(version) = now_in_production(step) {
+            self.production = Some(version.clone());
+        }
+        let phase = step.state.phase;
+        if !phase.is_end() || self.ended.contains_key(rollout.id()) {
+            return;
+        }
+        if phase == Phase::Promoted {
+            self.history.retain(|v| v != rollout.candidate());
+            self.history.push(rollout.baseline().clone());
+            let past = self.history.len().saturating_sub(HISTORY);
+            self.history.drain(..past);
+        }
+        let end = End {
+            rollout: rollout.id().clone(),
+            baseline: rollout.baseline().clone(),
+            candidate: rollout.candidate().clone(),
+            phase,
+            cause: step.state.cause.clone(),
+            exposed: step.state.exposed,
+            largest_share: self.largest_share,
+            at: step.at,
+        };
+        self.ended.insert(end.rollout.clone(), end);
+    }
+
+    fn withdrawn(&mut self, id: &RolloutId, cause: &Cause, at: Timestamp) {
+        let Some(place) = self.queue.iter().position(|queued| queued.id == *id) else {
+            return;
+        };
+        let Queued { id, candidate, .. } = self.queue.remove(place);
+        self.latest = self.latest.max(at);
+        if let Some(production) = &self.production {
+            let end = End {
+                rollout: id.clone(),
+                baseline: production.clone(),
+                candidate,
+                phase: Phase::Blocked,
+                cause: Some(cause.clone()),
+                exposed: 0,
+                largest_share: Share::NONE,
+                at,
+            };
+            self.ended.insert(id, end);
+        }
+    }
+
+    /// The split that replicas are to serve once this event is folded in, where that is another than now.
+    pub(crate) fn split_after(&self, event: &Event) -> Option<Split> {
+        let after = match event {
+            Event::Bootstrapped { version, .. } => Split::steady(None, version.clone(), self.epoch),
+            Event::Stepped { step, .. } if step.state.routed.is_some() => step.state.split.clone(),
+            Event::Submitted { .. } => Split::steady(None, self.production.clone()?, self.epoch),
+            _ => return None,
+        };
+        (self.split().as_ref() != Some(&after)).then_some(after)
     }
 
     /// The split that replicas are to serve; none before the first entry.
@@ -261,4 +485,14 @@ impl Ledger {
             _ => Some(Split::steady(None, self.production.clone()?, self.epoch)),
         }
     }
+}
+
+/// The version that answers by itself from this step on, where it changes that.
+fn now_in_production(step: &Step) -> Option<&VersionId> {
+    let split = &step.state.split;
+    let routed = step
+        .intents
+        .iter()
+        .any(|i| matches!(i.effect, Effect::Route { .. }));
+    (routed && split.candidate.is_none()).then_some(&split.baseline)
 }

@@ -26,5 +26,6 @@ pub use plane::DataPlane;
 
 pub use clock::SystemClock;
 pub use endpoint::{
-    Bootstrap, CommandError, Endpoint, EndpointBuilder, OpenError, Run, Status, SubmitError,
+    AdministerError, Bootstrap, CommandError, Endpoint, EndpointBuilder, OpenError, Return,
+    ReturnError, Run, Status, SubmitError, Supersede,
 };

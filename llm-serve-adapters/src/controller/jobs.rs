@@ -1,7 +1,7 @@
 //! What takes time, beside the controller: evaluating, loading, draining, retiring, notifying.
 
 use super::Parts;
-use crate::host::{Error, ErrorKind};
+use crate::host::{Error, ErrorKind, Letter};
 use llm_gates::{GateTable, TableReport};
 use llm_rollout::{Effect, Input, Intent, IntentId, Outcome, Position, Rollout, Timestamp};
 use llm_version_core::VersionId;
@@ -194,9 +194,14 @@ async fn run(
             None => Ok(()),
         },
         Effect::Notify(notice) => {
+            let letter = Letter {
+                endpoint: &parts.endpoint,
+                id,
+                notice: &notice,
+            };
             let mut result = Ok(());
             for notifier in &parts.notifiers {
-                result = result.and(notifier.notify(id, &notice).await);
+                result = result.and(notifier.notify(&letter).await);
             }
             result
         }

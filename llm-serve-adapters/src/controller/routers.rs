@@ -4,10 +4,11 @@ use super::Controller;
 use crate::host::{ErrorKind, Result, Support, TrafficRouter};
 use futures_util::future::join_all;
 use llm_rollout::{Direction, Fence, Observed, Order, Position, Rollout, RouterState, Step};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A router that has not answered by then is unreachable in this round.
-const ANSWER: Duration = Duration::from_secs(5);
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
 
 /// Whether a plan that advances by itself may run on this router.
 pub(super) fn is_safe(router: &dyn TrafficRouter) -> bool {
@@ -16,6 +17,15 @@ pub(super) fn is_safe(router: &dyn TrafficRouter) -> bool {
 }
 
 impl Controller {
+    /// The routers that are waited for.
+    fn routers(&self) -> impl Iterator<Item = &Arc<dyn TrafficRouter>> {
+        let removed = &self.ledger.removed;
+        self.parts
+            .routers
+            .iter()
+            .filter(|router| !removed.contains_key(router.id()))
+    }
+
     /// Reads every router back and brings it to what the log says: the order if it is behind, a renewal if it is not.
     ///
     /// # Errors
@@ -32,7 +42,7 @@ impl Controller {
         let forward =
             self.active && self.doubt.is_none() && self.rollout().is_some_and(Rollout::may_raise);
         let (fence, rollout) = (self.fence, self.rollout());
-        let round = join_all(self.parts.routers.iter().map(async |router| {
+        let round = join_all(self.routers().map(async |router| {
             let answer = within(visit(&**router, fence, rollout, forward, within_grace)).await;
             (router.id().clone(), answer)
         }))
@@ -71,7 +81,7 @@ impl Controller {
         };
         let fence = self.fence;
         let split = &step.state.split;
-        let round = join_all(self.parts.routers.iter().map(async |router| {
+        let round = join_all(self.routers().map(async |router| {
             let clock = within(router.observe(fence)).await?.clock;
             let order = Order {
                 at: Position { fence, seq },
@@ -86,12 +96,10 @@ impl Controller {
     }
 }
 
-async fn within<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
+pub(super) async fn within<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
     match tokio::time::timeout(ANSWER, call).await {
         Ok(answer) => answer,
-        Err(_) => Err(crate::host::Error::transient(
-            "the router did not answer in time",
-        )),
+        Err(_) => Err(crate::host::Error::transient("no answer in time")),
     }
 }
 

@@ -1,8 +1,7 @@
 //! Notices as lines of text.
 
-use crate::host::{Error, Notifier, Result};
+use crate::host::{Error, Letter, Notifier, Result};
 use async_trait::async_trait;
-use llm_rollout::{IntentId, Notice};
 use std::fmt;
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
@@ -10,8 +9,8 @@ use std::sync::{Mutex, PoisonError};
 /// Writes one line for each notice, to standard error or wherever the host says: no logging framework needed.
 ///
 /// ```text
-/// rollout chat-v2: stage 2 of 5, 5 % [12.0]
-/// PAGE rollout chat-v2: rolled back: ttft is 31 % slower [40.1]
+/// chat: rollout chat-v2: promoted [12.0]
+/// PAGE chat: rollout chat-v2: rolled back: ttft is 31 % slower [40.1]
 /// ```
 pub struct LogNotifier {
     sink: Mutex<Box<dyn Write + Send>>,
@@ -45,16 +44,16 @@ impl fmt::Debug for LogNotifier {
 
 #[async_trait]
 impl Notifier for LogNotifier {
-    async fn notify(&self, id: IntentId, notice: &Notice) -> Result<()> {
-        let line = line(id, notice);
+    async fn notify(&self, letter: &Letter<'_>) -> Result<()> {
+        let line = line(letter);
         // A writer that panicked is still a writer.
         let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
         sink.write_all(line.as_bytes())
             .and_then(|()| sink.flush())
             .map_err(|e| {
                 Error::transient(format!(
-                    "the notice {id} of rollout {} was not written: check where the log goes",
-                    notice.rollout
+                    "the notice {} was not written: check where the log goes",
+                    letter.key()
                 ))
                 .because(e)
             })
@@ -62,21 +61,25 @@ impl Notifier for LogNotifier {
 }
 
 /// One line, whatever the text holds.
-fn line(id: IntentId, notice: &Notice) -> String {
+fn line(letter: &Letter<'_>) -> String {
+    let (notice, endpoint, id) = (letter.notice, letter.endpoint, letter.id);
     let page = if notice.page { "PAGE " } else { "" };
     let text: String = notice
         .text
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
-    format!("{page}rollout {}: {text} [{id}]\n", notice.rollout)
+    format!(
+        "{page}{endpoint}: rollout {}: {text} [{id}]\n",
+        notice.rollout
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::host::ErrorKind;
-    use llm_rollout::{RolloutId, Seq};
+    use llm_rollout::{EndpointId, IntentId, Notice, RolloutId, Seq};
     use proptest::prelude::*;
     use std::sync::Arc;
 
@@ -105,6 +108,18 @@ mod tests {
         }
     }
 
+    fn chat() -> EndpointId {
+        EndpointId::new("chat").unwrap()
+    }
+
+    fn letter<'a>(endpoint: &'a EndpointId, id: IntentId, notice: &'a Notice) -> Letter<'a> {
+        Letter {
+            endpoint,
+            id,
+            notice,
+        }
+    }
+
     fn notice(page: bool, text: &str) -> (IntentId, Notice) {
         let id = IntentId {
             seq: Seq::new(12),
@@ -125,19 +140,25 @@ mod tests {
         let sink = Sink::default();
         let notifier = LogNotifier::to(sink.clone());
         for (id, notice) in [notice(false, "5 %"), notice(true, "rolled back:\nslow")] {
-            notifier.notify(id, &notice).await.unwrap();
+            notifier
+                .notify(&letter(&chat(), id, &notice))
+                .await
+                .unwrap();
         }
         let written = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
         assert_eq!(
             written,
-            "rollout chat-v2: 5 % [12.1]\nPAGE rollout chat-v2: rolled back: slow [12.1]\n"
+            "chat: rollout chat-v2: 5 % [12.1]\nPAGE chat: rollout chat-v2: rolled back: slow [12.1]\n"
         );
     }
 
     #[tokio::test]
     async fn a_sink_that_fails_is_transient() {
         let (id, notice) = notice(true, "x");
-        let error = LogNotifier::to(Full).notify(id, &notice).await.unwrap_err();
+        let error = LogNotifier::to(Full)
+            .notify(&letter(&chat(), id, &notice))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Transient);
         assert!(error.to_string().contains("12.1"), "{error}");
     }
@@ -146,7 +167,7 @@ mod tests {
         #[test]
         fn any_text_is_one_line(text in any::<String>(), page in any::<bool>()) {
             let (id, notice) = notice(page, &text);
-            let line = line(id, &notice);
+            let line = line(&letter(&chat(), id, &notice));
             prop_assert_eq!(line.matches('\n').count(), 1);
             prop_assert!(line.ends_with(" [12.1]\n"));
         }

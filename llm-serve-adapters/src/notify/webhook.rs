@@ -1,12 +1,11 @@
 //! Notices as signed webhooks.
 
-use crate::host::{Error, Notifier, Result};
+use crate::host::{Error, Letter, Notifier, Result};
 use crate::http_client::{Address, Call, Http, clip, refusal, secret};
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
-use llm_rollout::{EndpointId, IntentId, Notice};
 use reqwest::header::{HeaderMap, HeaderName};
 use serde::Serialize;
 use sha2::Sha256;
@@ -40,14 +39,13 @@ pub struct WebhookNotifier {
     http: Http,
     to: Address,
     key: Hmac<Sha256>,
-    endpoint: Option<EndpointId>,
     timeout: Duration,
 }
 
 #[derive(Serialize)]
 struct Body<'a> {
     id: &'a str,
-    endpoint: Option<&'a str>,
+    endpoint: &'a str,
     rollout: &'a str,
     page: bool,
     text: &'a str,
@@ -73,17 +71,8 @@ impl WebhookNotifier {
             http: Http::new()?,
             to: Address::parse(address)?,
             key,
-            endpoint: None,
             timeout: TIMEOUT,
         })
-    }
-
-    /// Says which endpoint's notices these are. Where several endpoints post to one receiver, each needs it: rollouts of two
-    /// endpoints may have the same name, and then the ids of their notices would be alike.
-    #[must_use]
-    pub fn endpoint(mut self, endpoint: EndpointId) -> Self {
-        self.endpoint = Some(endpoint);
-        self
     }
 
     /// How long one attempt may take, 10 seconds unless told otherwise.
@@ -94,17 +83,13 @@ impl WebhookNotifier {
     }
 
     /// The whole request but its address.
-    fn message(&self, id: IntentId, notice: &Notice, seconds: u64) -> Result<(HeaderMap, Vec<u8>)> {
-        let rollout = notice.rollout.as_str();
-        let endpoint = self.endpoint.as_ref().map(EndpointId::as_str);
-        let id = endpoint.map_or_else(
-            || format!("{rollout}.{id}"),
-            |endpoint| format!("{endpoint}.{rollout}.{id}"),
-        );
+    fn message(&self, letter: &Letter<'_>, seconds: u64) -> Result<(HeaderMap, Vec<u8>)> {
+        let notice = letter.notice;
+        let id = letter.key();
         let body = Body {
             id: &id,
-            endpoint,
-            rollout,
+            endpoint: letter.endpoint.as_str(),
+            rollout: notice.rollout.as_str(),
             page: notice.page,
             text: &notice.text,
         };
@@ -138,7 +123,6 @@ impl fmt::Debug for WebhookNotifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WebhookNotifier")
             .field("to", &self.to)
-            .field("endpoint", &self.endpoint)
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }
@@ -146,12 +130,12 @@ impl fmt::Debug for WebhookNotifier {
 
 #[async_trait]
 impl Notifier for WebhookNotifier {
-    async fn notify(&self, id: IntentId, notice: &Notice) -> Result<()> {
+    async fn notify(&self, letter: &Letter<'_>) -> Result<()> {
         let seconds = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_secs();
-        let (headers, json) = self.message(id, notice, seconds)?;
+        let (headers, json) = self.message(letter, seconds)?;
         let call = Call {
             to: &self.to,
             headers,
@@ -170,12 +154,10 @@ impl Notifier for WebhookNotifier {
                     _ => "see the receiver's own log",
                 };
                 let said = clip(&String::from_utf8_lossy(&reply.body));
-                let (to, status, rollout) = (&self.to, reply.status, &notice.rollout);
+                let (to, status, id) = (&self.to, reply.status, letter.key());
                 Err(Error::new(
                     kind,
-                    format!(
-                        "{to} answers {status} to the notice {id} of rollout {rollout} ({said}): {advice}"
-                    ),
+                    format!("{to} answers {status} to the notice {id} ({said}): {advice}"),
                 ))
             }
         }
@@ -189,11 +171,23 @@ mod tests {
     use axum::Router;
     use axum::http::{HeaderMap, StatusCode};
     use axum::routing::post;
-    use llm_rollout::{RolloutId, Seq};
+    use llm_rollout::{EndpointId, IntentId, Notice, RolloutId, Seq};
     use std::sync::{Arc, Mutex};
     use tokio::net::TcpListener;
 
     const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+    fn chat() -> EndpointId {
+        EndpointId::new("chat").unwrap()
+    }
+
+    fn letter<'a>(endpoint: &'a EndpointId, id: IntentId, notice: &'a Notice) -> Letter<'a> {
+        Letter {
+            endpoint,
+            id,
+            notice,
+        }
+    }
 
     fn notice() -> (IntentId, Notice) {
         let id = IntentId {
@@ -228,12 +222,16 @@ mod tests {
                 StatusCode::NO_CONTENT
             }),
         );
-        let notifier = WebhookNotifier::new(&serve(app).await, SECRET)
-            .unwrap()
-            .endpoint(EndpointId::new("chat").unwrap());
+        let notifier = WebhookNotifier::new(&serve(app).await, SECRET).unwrap();
         let (id, notice) = notice();
-        notifier.notify(id, &notice).await.unwrap();
-        notifier.notify(id, &notice).await.unwrap();
+        notifier
+            .notify(&letter(&chat(), id, &notice))
+            .await
+            .unwrap();
+        notifier
+            .notify(&letter(&chat(), id, &notice))
+            .await
+            .unwrap();
         let seen = seen.lock().unwrap();
         let [(headers, body), (again, same)] = &seen[..] else {
             panic!("{seen:?}")
@@ -294,7 +292,7 @@ mod tests {
                 .fallback(async move || (status, [("location", "/elsewhere")], "because\nof it"));
             let error = WebhookNotifier::new(&serve(app).await, SECRET)
                 .unwrap()
-                .notify(id, &notice)
+                .notify(&letter(&chat(), id, &notice))
                 .await
                 .unwrap_err();
             assert_eq!(error.kind(), kind, "{error}");
@@ -315,9 +313,15 @@ mod tests {
         let notifier = WebhookNotifier::new(&address, SECRET)
             .unwrap()
             .timeout(Duration::from_millis(100));
-        let hangs = notifier.notify(id, &notice).await.unwrap_err();
+        let hangs = notifier
+            .notify(&letter(&chat(), id, &notice))
+            .await
+            .unwrap_err();
         drop(listener);
-        let gone = notifier.notify(id, &notice).await.unwrap_err();
+        let gone = notifier
+            .notify(&letter(&chat(), id, &notice))
+            .await
+            .unwrap_err();
         for (error, part) in [
             (hangs, "did not answer within 100ms"),
             (gone, "cannot be reached"),

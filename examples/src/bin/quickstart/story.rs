@@ -42,7 +42,7 @@ pub(crate) async fn read(endpoint: &Endpoint) -> Result<Vec<Story>, Box<dyn Erro
         from = last.next();
         for (_, entry) in page {
             match entry.event {
-                Event::Submitted { rollout } => stories.push(Story {
+                Event::Submitted { rollout, .. } => stories.push(Story {
                     id: rollout.id().clone(),
                     baseline: rollout.baseline().clone(),
                     candidate: rollout.candidate().clone(),

@@ -1,0 +1,627 @@
+//! What an endpoint promises over several rollouts, in virtual time.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use async_trait::async_trait;
+use common::{Cuttable, Host, alike, id, plan, second_is_bad, version};
+use llm_rollout::{
+    Cause, EndpointId, Fence, Order, Phase, Plan, Position, RouterClock, RouterId, RouterState,
+    Seq, Timestamp,
+};
+use llm_serve_adapters::host::{
+    Calendar, Error, Manifests, Result, RouterCapabilities, ServingBackend, StateStore as _,
+    Support, TrafficRouter,
+};
+use llm_serve_adapters::journal::{Entry, Event};
+use llm_serve_adapters::{
+    AdministerError, CommandError, Endpoint, Return, ReturnError, SubmitError, Supersede,
+};
+use llm_version_core::{
+    Component, ComponentKind, Digest, Draft, Manifest, Name, Safety, Surroundings, Version,
+    VersionId,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+async fn host() -> (Cuttable, Host) {
+    let store = Cuttable::default();
+    let host = Host::start(&store).await;
+    (store, host)
+}
+
+/// Rolls this version out and waits for the end.
+async fn release(host: &mut Host, name: &str, n: u8) {
+    let run = host.endpoint.submit(id(name), version(n), plan()).await;
+    host.live(600, 40, &alike).await;
+    assert_eq!(
+        run.unwrap().finished().await.unwrap().phase,
+        Phase::Promoted
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn rollouts_wait_for_their_turn_even_over_a_restart() {
+    let (store, mut host) = host().await;
+    let first = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
+    let queue = |host: &Host, name: &str, n| {
+        let (endpoint, id) = (host.endpoint.clone(), id(name));
+        async move {
+            endpoint
+                .submit_or(Supersede::Queue, id, version(n), plan())
+                .await
+        }
+    };
+    let second = queue(&host, "r2", 3).await.unwrap();
+    let third = queue(&host, "r3", 4).await.unwrap();
+    queue(&host, "r2", 3).await.unwrap();
+    assert_eq!(
+        host.endpoint.status().ledger.queue.len(),
+        2,
+        "the same id attaches"
+    );
+    assert_eq!(
+        queue(&host, "r2", 5).await.unwrap_err(),
+        SubmitError::OtherCandidate(id("r2"))
+    );
+    assert_eq!(
+        host.endpoint
+            .submit(id("r4"), version(5), plan())
+            .await
+            .unwrap_err(),
+        SubmitError::Busy(id("r1"))
+    );
+    assert_eq!(
+        second.approve("ana", "").await,
+        Err(CommandError::Queued(id("r2")))
+    );
+    third.abort("ana", "not today").await.unwrap();
+    assert!(matches!(
+        third.finished().await.unwrap().cause,
+        Some(Cause::Operator { .. })
+    ));
+    drop((first, second, third));
+    host.live(60, 40, &alike).await;
+    host.kill().await;
+
+    let mut host = Host::start(&store).await;
+    host.live(1_500, 40, &alike).await;
+    let second = host.endpoint.attach(&id("r2")).unwrap();
+    let end = second.finished().await.unwrap();
+    assert_eq!((end.phase, end.baseline), (Phase::Promoted, version(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_rollout_replaces_the_one_in_progress_and_whoever_waits() {
+    let (store, mut host) = host().await;
+    let first = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
+    host.live(30, 40, &alike).await;
+    let waits = host
+        .endpoint
+        .submit_or(Supersede::Queue, id("r2"), version(3), plan())
+        .await
+        .unwrap();
+    let newest = host
+        .endpoint
+        .submit_or(Supersede::Replace, id("r3"), version(4), plan())
+        .await
+        .unwrap();
+    // Killed before the first had been told: what is logged is enough.
+    host.kill().await;
+    let by = id("r3");
+    let mut host = Host::start(&store).await;
+    host.live(900, 40, &alike).await;
+    let ended = host.endpoint.status().ledger.ended.clone();
+    assert_eq!(
+        ended[&id("r1")].cause,
+        Some(Cause::Superseded { by: by.clone() })
+    );
+    assert_eq!(ended[&id("r2")].cause, Some(Cause::Superseded { by }));
+    let end = &ended[&id("r3")];
+    assert_eq!((end.phase, &end.baseline), (Phase::Promoted, &version(1)));
+    drop((first, waits, newest));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_is_bounded() {
+    let (_store, host) = host().await;
+    host.endpoint
+        .submit(id("r0"), version(2), plan())
+        .await
+        .unwrap();
+    for n in 1..=16 {
+        let name = id(&format!("r{n}"));
+        host.endpoint
+            .submit_or(Supersede::Queue, name, version(2), plan())
+            .await
+            .unwrap();
+    }
+    let full = host
+        .endpoint
+        .submit_or(Supersede::Queue, id("r17"), version(2), plan())
+        .await;
+    assert_eq!(full.unwrap_err(), SubmitError::QueueFull);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_is_a_new_attempt() {
+    let (_store, mut host) = host().await;
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
+    assert!(
+        matches!(run.retry().await, Err(SubmitError::NothingToRetry(..))),
+        "it runs"
+    );
+    host.live(300, 40, &second_is_bad).await;
+    assert_eq!(run.finished().await.unwrap().phase, Phase::RolledBack);
+    let again = run.retry().await.unwrap();
+    assert_eq!(again.id(), &id("r1.2"));
+    host.live(600, 40, &alike).await;
+    assert_eq!(
+        again.finished().await.unwrap().phase,
+        Phase::Promoted,
+        "its evidence begins anew"
+    );
+    assert!(matches!(
+        again.retry().await,
+        Err(SubmitError::NothingToRetry(..))
+    ));
+    assert!(
+        matches!(run.retry().await, Err(SubmitError::NothingToRetry(..))),
+        "not the newest"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bar_keeps_new_rollouts_out_and_lets_the_queue_wait() {
+    let (store, mut host) = host().await;
+    host.endpoint
+        .bar("watch-toxicity", "watch", "drift")
+        .await
+        .unwrap();
+    let refused = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        refused,
+        SubmitError::Barred("watch-toxicity".into(), "drift".into())
+    );
+    let run = host
+        .endpoint
+        .submit_or(Supersede::Queue, id("r1"), version(2), plan())
+        .await
+        .unwrap();
+    host.live(60, 40, &alike).await;
+    assert!(run.rollout().is_none());
+    drop(run);
+    host.kill().await;
+    let mut host = Host::start(&store).await;
+    host.live(60, 40, &alike).await;
+    assert!(
+        host.endpoint.status().ledger.rollout.is_none(),
+        "a bar survives a restart"
+    );
+    let wrong = host.endpoint.unbar("watch", "ana", "").await;
+    assert_eq!(wrong, Err(AdministerError::NoSuchBar("watch".into())));
+    host.endpoint
+        .unbar("watch-toxicity", "ana", "looked into")
+        .await
+        .unwrap();
+    host.live(600, 40, &alike).await;
+    assert_eq!(host.endpoint.status().ledger.production, Some(version(2)));
+}
+
+/// Manifests whose context length is what the test says.
+#[derive(Debug)]
+struct Registry(Vec<(u8, u64)>);
+
+fn manifest(n: u8, context: u64) -> Manifest {
+    let mut draft = Draft::new(Name::new("chat").unwrap(), Version::new(u32::from(n), 0, 0));
+    draft.contract.context_length = Some(context);
+    let component = Component::new(
+        "prompt/system.txt".parse().unwrap(),
+        ComponentKind::Prompt,
+        0,
+        Digest::of(b""),
+    );
+    draft.components.push(component);
+    draft.finish().unwrap()
+}
+
+#[async_trait]
+impl Manifests for Registry {
+    async fn manifest(&self, id: &VersionId) -> Result<Option<Manifest>> {
+        let known = self.0.iter().find(|(n, _)| version(*n) == *id);
+        Ok(known.map(|(n, context)| manifest(*n, *context)))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_promotion_one_goes_back_within_the_window_if_the_contract_allows() {
+    let store = Cuttable::default();
+    let registry = || Registry(vec![(1, 8_000), (2, 8_000), (3, 32_000)]);
+    let mut host = Host::with(&store, |b| b.manifests(registry()).rollback_window(1)).await;
+    let none = host.endpoint.roll_back(Return::last(), "ana", "slow").await;
+    assert!(
+        matches!(none, Err(ReturnError::OutsideWindow { .. })),
+        "there is no past yet"
+    );
+    release(&mut host, "r1", 2).await;
+    release(&mut host, "r2", 3).await;
+    let far = Return {
+        to: Some(version(1)),
+        ..Return::last()
+    };
+    let error = host
+        .endpoint
+        .roll_back(far, "ana", "slow")
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains(&version(2).to_string()),
+        "{error}"
+    );
+
+    let mut surroundings = Surroundings::default();
+    surroundings.longest_session = Some(20_000);
+    let way = Return {
+        surroundings,
+        ..Return::last()
+    };
+    let error = host
+        .endpoint
+        .roll_back(way.clone(), "ana", "slow")
+        .await
+        .unwrap_err();
+    assert!(matches!(
+        &error,
+        ReturnError::NotSafe {
+            safety: Safety::NeedsAction(_),
+            ..
+        }
+    ));
+    assert!(
+        error.to_string().contains("8000"),
+        "it says what to do: {error}"
+    );
+    let way = Return {
+        steps_taken: true,
+        ..way
+    };
+    let run = host.endpoint.roll_back(way, "ana", "slow").await.unwrap();
+    host.live(60, 40, &alike).await;
+    assert_eq!(run.finished().await.unwrap().phase, Phase::Promoted);
+    assert_eq!(
+        host.serve(100, &alike).keys().collect::<Vec<_>>(),
+        [&version(2)]
+    );
+    let ledger = host.endpoint.status().ledger;
+    assert_eq!(
+        ledger.history,
+        [version(1), version(3)],
+        "oldest first, without what is in production"
+    );
+    let mut log = Vec::new();
+    loop {
+        let next = host.endpoint.log(Seq::new(log.len() as u64)).await.unwrap();
+        if next.is_empty() {
+            break;
+        }
+        log.extend(next);
+    }
+    let said = log.iter().find_map(|(_, entry)| match &entry.event {
+        Event::Submitted { said, .. } => said.clone(),
+        _ => None,
+    });
+    assert_eq!(
+        said.map(|s| (s.by, s.why)),
+        Some(("ana".into(), "slow".into()))
+    );
+}
+
+/// A router in another process that dies.
+#[derive(Debug, Clone)]
+struct Remote {
+    id: RouterId,
+    core: Arc<std::sync::Mutex<llm_serve_adapters::router::RouterCore>>,
+    dead: Arc<AtomicBool>,
+    begun: tokio::time::Instant,
+}
+
+impl Remote {
+    fn new() -> Self {
+        let first = llm_rollout::Split::steady(None, version(1), llm_rollout::Epoch::default());
+        Self {
+            id: RouterId::new("gateway-b").unwrap(),
+            core: Arc::new(std::sync::Mutex::new(
+                llm_serve_adapters::router::RouterCore::new(1, first),
+            )),
+            dead: Arc::default(),
+            begun: tokio::time::Instant::now(),
+        }
+    }
+
+    fn ask<E: ToString>(
+        &self,
+        what: impl FnOnce(
+            &mut llm_serve_adapters::router::RouterCore,
+            Timestamp,
+        ) -> std::result::Result<(), E>,
+    ) -> Result<RouterState> {
+        if self.dead.load(Ordering::SeqCst) {
+            return Err(Error::transient("gone"));
+        }
+        let now = Timestamp::from_millis(u64::try_from(self.begun.elapsed().as_millis()).unwrap());
+        let mut core = self.core.lock().unwrap();
+        what(&mut core, now).map_err(|e| Error::permanent(e.to_string()))?;
+        Ok(core.state(now))
+    }
+}
+
+#[async_trait]
+impl TrafficRouter for Remote {
+    fn id(&self) -> &RouterId {
+        &self.id
+    }
+
+    fn capabilities(&self) -> RouterCapabilities {
+        RouterCapabilities {
+            fencing: Support::Native,
+            lease: Support::Native,
+        }
+    }
+
+    async fn observe(&self, fence: Fence) -> Result<RouterState> {
+        self.ask(|core, now| core.observe(fence, now))
+    }
+
+    async fn set(&self, order: &Order) -> Result<RouterState> {
+        self.ask(|core, now| core.set(order, now))
+    }
+
+    async fn renew(&self, at: Position, clock: RouterClock) -> Result<RouterState> {
+        self.ask(|core, now| core.renew(at, clock, now))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_router_blocks_until_it_is_removed_by_hand_and_not_before_its_lease_is_over() {
+    let (store, remote) = (Cuttable::default(), Remote::new());
+    let router = remote.clone();
+    let mut host = Host::with(&store, |b| b.router(router)).await;
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
+    host.live(60, 40, &alike).await;
+    remote.dead.store(true, Ordering::SeqCst);
+    run.abort("ana", "x").await.unwrap();
+    let early = host
+        .endpoint
+        .remove_router(&remote.id, "ana", "burnt")
+        .await;
+    assert!(
+        matches!(early, Err(AdministerError::MayServe(_, left)) if left > Duration::from_secs(10))
+    );
+    host.live(60, 10, &alike).await;
+    assert!(
+        matches!(run.rollout().unwrap().phase(), Phase::RollingBack { .. }),
+        "not confirmed"
+    );
+    host.endpoint
+        .remove_router(&remote.id, "ana", "burnt")
+        .await
+        .unwrap();
+    host.live(30, 10, &alike).await;
+    assert_eq!(run.finished().await.unwrap().phase, Phase::RolledBack);
+    let again = host
+        .endpoint
+        .remove_router(&remote.id, "ana", "burnt")
+        .await;
+    assert_eq!(again, Err(AdministerError::NoSuchRouter(remote.id.clone())));
+    host.endpoint
+        .restore_router(&remote.id, "ana", "replaced")
+        .await
+        .unwrap();
+    assert!(host.endpoint.status().ledger.removed.is_empty());
+}
+
+#[derive(Debug)]
+struct Until(Timestamp);
+
+impl Calendar for Until {
+    fn frozen_until(&self, now: Timestamp) -> Option<Timestamp> {
+        (now < self.0).then_some(self.0)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_calendar_freezes_the_advance() {
+    let store = Cuttable::default();
+    let now = llm_serve_adapters::host::Clock::now(&llm_serve_adapters::SystemClock::new());
+    let calendar = Until(now.after(Duration::from_secs(900)));
+    let mut host = Host::with(&store, |b| b.calendar(calendar)).await;
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
+    host.live(840, 40, &alike).await;
+    assert_eq!(
+        run.rollout().unwrap().phase(),
+        Phase::Warming,
+        "nothing begins"
+    );
+    host.live(900, 40, &alike).await;
+    assert_eq!(run.finished().await.unwrap().phase, Phase::Promoted);
+}
+
+/// A backend whose baseline can fail.
+#[derive(Debug, Clone, Default)]
+struct Backend {
+    sick: Arc<AtomicBool>,
+    retired: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl ServingBackend for Backend {
+    async fn prepare(&self, _: &VersionId, _: Position) -> Result<()> {
+        Ok(())
+    }
+
+    async fn healthy(&self, v: &VersionId) -> Result<Option<bool>> {
+        Ok(Some(*v != version(1) || !self.sick.load(Ordering::SeqCst)))
+    }
+
+    async fn in_flight(&self, _: &VersionId) -> Result<Option<u64>> {
+        Ok(Some(0))
+    }
+
+    async fn retire(&self, _: &VersionId, _: Position) -> Result<()> {
+        self.retired.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_an_unhealthy_baseline_users_stay_on_the_candidate() {
+    let (store, backend) = (Cuttable::default(), Backend::default());
+    let serving = backend.clone();
+    let mut host = Host::with(&store, |b| b.backend(serving)).await;
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
+    host.live(60, 40, &alike).await;
+    backend.sick.store(true, Ordering::SeqCst);
+    host.live(30, 40, &alike).await;
+    assert!(run.rollout().unwrap().state().baseline_down);
+    let share = host.candidate_share();
+    run.abort("ana", "slow").await.unwrap();
+    host.live(120, 40, &alike).await;
+    assert_eq!(host.candidate_share(), share, "there is nowhere to go");
+    backend.sick.store(false, Ordering::SeqCst);
+    host.live(60, 40, &alike).await;
+    assert_eq!(run.finished().await.unwrap().phase, Phase::RolledBack);
+    assert_eq!(backend.retired.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_alarm_reaches_the_rollout_and_is_logged() {
+    let (_store, mut host) = host().await;
+    let mut spec = plan().spec().clone();
+    spec.triggers.other_alarms = llm_rollout::Response::Rollback;
+    let plan: Plan = spec.try_into().unwrap();
+    host.endpoint
+        .alarm("quiet", "nothing is in progress")
+        .await
+        .unwrap();
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan)
+        .await
+        .unwrap();
+    host.live(30, 40, &alike).await;
+    host.endpoint
+        .alarm("toxicity", "0.4 over 0.05")
+        .await
+        .unwrap();
+    assert_eq!(
+        host.candidate_share(),
+        0,
+        "acknowledged means that users are off, or will be by the next turn"
+    );
+    host.live(30, 40, &alike).await;
+    assert!(
+        matches!(run.finished().await.unwrap().cause, Some(Cause::Alarm { name, .. }) if name == "toxicity")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_log_is_named_and_nothing_is_overwritten() {
+    let (store, mut host) = host().await;
+    host.endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
+    host.live(60, 40, &alike).await;
+    host.kill().await;
+    let chat = EndpointId::new("chat").unwrap();
+    let entries = store.read(&chat, Seq::default()).await.unwrap().entries;
+    for (seq, bytes) in &entries {
+        assert!(Entry::decode(&chat, *seq, bytes).is_ok());
+        let elsewhere = Entry::decode(&chat, seq.next(), bytes).unwrap_err();
+        assert!(
+            elsewhere.to_string().contains("seal"),
+            "an entry knows its place: {elsewhere}"
+        );
+        // Every digit of the event counts.
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        let event = text.find("\"event\"").unwrap();
+        let digit = text[event..]
+            .find(|c: char| ('1'..='8').contains(&c))
+            .unwrap()
+            + event;
+        let mut damaged = bytes.clone();
+        damaged[digit] += 1;
+        let error = Entry::decode(&chat, *seq, &damaged)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(&format!("entry {seq}")) && error.contains("chat"),
+            "{error}"
+        );
+    }
+    // An entry that is whole, but follows another history.
+    let other = Cuttable::default();
+    let mut second = Host::start(&other).await;
+    second
+        .endpoint
+        .submit(id("r9"), version(3), plan())
+        .await
+        .unwrap();
+    second.live(60, 40, &alike).await;
+    let foreign = other.read(&chat, Seq::default()).await.unwrap().entries;
+    let mixed = Cuttable::default();
+    let owned = mixed.acquire(&chat).await.unwrap();
+    for (seq, bytes) in entries[..2].iter().chain(&foreign[2..]) {
+        mixed
+            .append(&chat, owned.fence, *seq, bytes, None)
+            .await
+            .unwrap();
+    }
+    let error = Endpoint::open(
+        "chat",
+        mixed.clone(),
+        llm_serve_adapters::Bootstrap(version(1)),
+    )
+    .await
+    .unwrap_err();
+    assert!(format!("{error}").contains("entry 2"), "{error}");
+    assert_eq!(
+        mixed
+            .read(&chat, Seq::default())
+            .await
+            .unwrap()
+            .entries
+            .len(),
+        foreign.len()
+    );
+}
