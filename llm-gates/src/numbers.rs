@@ -47,6 +47,11 @@ impl LogSum {
     }
 }
 
+/// ln(exp(a) + exp(b)) of numbers.
+pub(crate) fn log_add(a: f64, b: f64) -> f64 {
+    a.max(b) + libm::log1p(libm::exp(-(a - b).abs()))
+}
+
 /// ln(1 - exp(x)) for x <= 0 (Maechler 2012).
 pub(crate) fn ln_1m_exp(x: f64) -> f64 {
     if x > -std::f64::consts::LN_2 {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::Counts;
-use crate::numbers::log_sum_exp;
+use crate::numbers::{log_add, log_sum_exp};
 
 /// An alternative of a grid: a ratio relative to theta0, above 1, and its weight.
 #[expect(
@@ -357,7 +357,7 @@ impl RateRatio {
             starts.looks += 1;
             let start = libm::log(starts.reserve / f64::from(starts.horizon));
             for (log, a) in self.logs.iter_mut().zip(self.grid.alternatives()) {
-                *log = log_sum_exp(&[*log, libm::log(a.weight) + start]);
+                *log = log_add(*log, libm::log(a.weight) + start);
             }
         }
     }
@@ -381,7 +381,7 @@ impl RateRatio {
         match self.starts {
             Some(s) if s.looks < s.horizon => {
                 let left = s.reserve * (1.0 - f64::from(s.looks) / f64::from(s.horizon));
-                log_sum_exp(&[log, libm::log(left)])
+                log_add(log, libm::log(left))
             }
             _ => log,
         }

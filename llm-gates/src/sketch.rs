@@ -11,6 +11,8 @@ use crate::numbers::whole;
 /// Octaves kept: values below 2^-30 count as 0, those of 2^34 and more as the greatest value kept.
 const OCTAVES: u32 = 64;
 const LEAST_EXPONENT: i32 = -30;
+/// 2^LEAST_EXPONENT.
+const LEAST: f64 = 1.0 / (1u64 << 30) as f64;
 
 /// Log-linear histogram: each octave in 2^precision equal buckets, so that a quantile is off by at most 2^-(precision + 1) of itself: 1.6 % at the default precision 5, 0.1 % at 9. Counts
 /// are exact, merging is adding, and memory is bounded by 64 octaves (16 KB at precision 5; only the octaves in use are kept).
@@ -150,26 +152,27 @@ impl Sketch {
         OCTAVES << self.precision
     }
 
+    /// Exponent and leading bits of the mantissa of the least value kept; those of others follow in order of value.
+    fn least_key(&self) -> u64 {
+        u64::from((1023 + LEAST_EXPONENT).unsigned_abs()) << self.precision
+    }
+
     /// The bucket of a value that is not too small.
     fn bucket(&self, value: f64) -> u32 {
-        // Exponent and leading bits of the mantissa, in order of value.
         let key = value.to_bits() >> (52 - self.precision);
-        let least = u64::from((1023 + LEAST_EXPONENT).unsigned_abs()) << self.precision;
-        u32::try_from(key.saturating_sub(least))
+        u32::try_from(key.saturating_sub(self.least_key()))
             .unwrap_or(u32::MAX)
             .min(self.limit() - 1)
     }
 
     /// Lower edge of a bucket.
     fn edge(&self, bucket: u32) -> f64 {
-        let per_octave = 1u32 << self.precision;
-        let exponent = f64::from(bucket / per_octave) + f64::from(LEAST_EXPONENT);
-        libm::exp2(exponent) * (1.0 + f64::from(bucket % per_octave) / f64::from(per_octave))
+        f64::from_bits((self.least_key() + u64::from(bucket)) << (52 - self.precision))
     }
 
     /// Upper edge of the bucket that holds a value.
     pub(crate) fn upper_edge(&self, value: f64) -> f64 {
-        self.edge(self.bucket(value.max(libm::exp2(f64::from(LEAST_EXPONENT)))) + 1)
+        self.edge(self.bucket(value.max(LEAST)) + 1)
     }
 
     /// Bits of precision.
@@ -191,7 +194,7 @@ impl Sketch {
         if value.is_nan() || value < 0.0 {
             return false;
         }
-        if value < libm::exp2(f64::from(LEAST_EXPONENT)) {
+        if value < LEAST {
             self.zeros = self.zeros.saturating_add(count);
         } else {
             self.add(self.bucket(value), count);
@@ -200,9 +203,14 @@ impl Sketch {
     }
 
     fn add(&mut self, bucket: u32, count: u64) {
-        if count == 0 {
-            return;
+        if count > 0 {
+            let at = self.place(bucket);
+            self.counts[at] = self.counts[at].saturating_add(count);
         }
+    }
+
+    /// Index of a bucket, which is kept from now on.
+    fn place(&mut self, bucket: u32) -> usize {
         if self.counts.is_empty() {
             self.first = bucket;
         }
@@ -215,7 +223,7 @@ impl Sketch {
         if at >= self.counts.len() {
             self.counts.resize(at + 1, 0);
         }
-        self.counts[at] = self.counts[at].saturating_add(count);
+        at
     }
 
     /// Refuses a sketch of another precision.
@@ -237,8 +245,17 @@ impl Sketch {
     pub fn merge(&mut self, other: &Self) -> Result<(), BadSketch> {
         self.alike(other)?;
         self.zeros = self.zeros.saturating_add(other.zeros);
-        for (bucket, count) in other.buckets() {
-            self.add(bucket, count);
+        let used = |k: &u64| *k > 0;
+        if let (Some(low), Some(high)) = (
+            other.counts.iter().position(used),
+            other.counts.iter().rposition(used),
+        ) {
+            let bucket = |at: usize| other.first.saturating_add(u32::try_from(at).unwrap_or(0));
+            self.place(bucket(high));
+            let at = self.place(bucket(low));
+            for (sum, more) in self.counts[at..].iter_mut().zip(&other.counts[low..=high]) {
+                *sum = sum.saturating_add(*more);
+            }
         }
         Ok(())
     }
@@ -272,30 +289,44 @@ impl Sketch {
             .fold(self.zeros, |sum, k| sum.saturating_add(*k))
     }
 
-    /// The value of a rank, from 1.
-    fn at_rank(&self, rank: u64) -> f64 {
-        let mut seen = self.zeros;
-        if rank <= seen {
-            return 0.0;
-        }
-        let mut last = 0.0;
+    /// The values of ranks that do not fall, each from 1 to the number of values.
+    fn at_ranks<const N: usize>(&self, ranks: [u64; N]) -> [f64; N] {
+        let mut values = [0.0; N];
+        let mut left = values.iter_mut().zip(ranks).peekable();
+        let (mut seen, mut last) = (self.zeros, None);
+        let above_zero = |(_, rank): &(_, u64)| *rank > seen;
+        while left.next_if(|next| !above_zero(next)).is_some() {}
         for (bucket, count) in self.buckets() {
             if count > 0 {
                 seen = seen.saturating_add(count);
-                last = self.middle(bucket);
-                if seen >= rank {
-                    break;
+                last = Some(bucket);
+                while let Some((value, _)) = left.next_if(|(_, rank)| *rank <= seen) {
+                    *value = self.middle(bucket);
                 }
             }
+            if left.peek().is_none() {
+                break;
+            }
         }
-        last
+        for (value, _) in left {
+            *value = last.map_or(0.0, |b| self.middle(b));
+        }
+        values
+    }
+
+    /// Quantiles that do not fall, each in [0, 1]; `None` without values.
+    pub(crate) fn quantiles<const N: usize>(&self, q: [f64; N]) -> Option<[f64; N]> {
+        let n = self.n();
+        let rank = |q: f64| whole(libm::ceil(q * n as f64)).clamp(1, n);
+        (n > 0).then(|| self.at_ranks(q.map(rank)))
     }
 
     /// The quantile q; `None` without values or for q outside [0, 1].
     pub fn quantile(&self, q: f64) -> Option<f64> {
-        let n = self.n();
-        ((0.0..=1.0).contains(&q) && n > 0)
-            .then(|| self.at_rank(whole(libm::ceil(q * n as f64)).clamp(1, n)))
+        if !(0.0..=1.0).contains(&q) {
+            return None;
+        }
+        self.quantiles([q]).map(|[value]| value)
     }
 
     /// The quantile q with Woodruff's bounds (1952) at confidence 1 - alpha, in the sketch's own accuracy; `None` without values or for q or alpha outside (0, 1).
@@ -305,7 +336,10 @@ impl Sketch {
             return None;
         }
         let (low, high) = crate::fixed::woodruff_ranks(n as f64, q, alpha);
-        let at = |rank: f64| self.at_rank(whole(rank).clamp(1, n));
+        let at = |rank: f64| {
+            let [value] = self.at_ranks([whole(rank).clamp(1, n)]);
+            value
+        };
         Some(QuantileEstimate {
             q,
             value: self.quantile(q)?,
@@ -317,41 +351,68 @@ impl Sketch {
 
     /// How many of all values are in buckets above the one of `threshold`: give both arms the same threshold, and the sketch's error is the same in both.
     pub fn above(&self, threshold: f64) -> Counts {
-        let n = self.n();
-        let edge = if threshold < libm::exp2(f64::from(LEAST_EXPONENT)) {
-            None
-        } else {
-            Some(self.bucket(threshold))
-        };
-        let k = self
-            .buckets()
-            .filter(|(bucket, _)| edge.is_none_or(|e| *bucket > e))
-            .fold(0u64, |sum, (_, k)| sum.saturating_add(k));
-        Counts {
-            n,
-            k: if threshold < 0.0 { n } else { k },
-        }
+        let [counts] = self.above_each([threshold]);
+        counts
     }
 
-    /// Sums of the values in units of a cap above 0, none counting for more than 1.
-    pub(crate) fn capped(&self, cap: f64, within: Within) -> Scores {
-        let mut scores = Scores {
-            n: self.n(),
-            ..Scores::default()
-        };
+    /// The same for thresholds that do not fall, in one walk.
+    pub(crate) fn above_each<const N: usize>(&self, thresholds: [f64; N]) -> [Counts; N] {
+        let edges = thresholds.map(|t| (t >= LEAST).then(|| self.bucket(t)));
+        // Values above the first so many thresholds and not above the next.
+        let (mut between, mut passed, mut below) = ([0u64; N], 0, self.zeros);
+        for (bucket, count) in self.buckets() {
+            while edges
+                .get(passed)
+                .is_some_and(|e| e.is_none_or(|e| bucket > e))
+            {
+                passed += 1;
+            }
+            let sum = match passed.checked_sub(1) {
+                Some(i) => &mut between[i],
+                None => &mut below,
+            };
+            *sum = sum.saturating_add(count);
+        }
+        let mut k = 0u64;
+        for above in between.iter_mut().rev() {
+            k = k.saturating_add(*above);
+            *above = k;
+        }
+        let n = below.saturating_add(k);
+        std::array::from_fn(|i| Counts {
+            n,
+            k: if thresholds[i] < 0.0 { n } else { between[i] },
+        })
+    }
+
+    /// Sums of the values in units of caps above 0, none counting for more than 1.
+    pub(crate) fn capped_each<const N: usize>(
+        &self,
+        caps: [f64; N],
+        within: Within,
+    ) -> [Scores; N] {
+        let units = caps.map(|cap| 1.0 / cap);
+        let mut all = [Scores::default(); N];
         for (bucket, count) in self.buckets() {
             if count > 0 {
-                let value = match within {
-                    Within::Lower => self.edge(bucket),
-                    Within::Middle => self.middle(bucket),
-                    Within::Upper => self.edge(bucket + 1),
-                };
-                let (x, k) = ((value / cap).min(1.0), count as f64);
-                scores.sum += k * x;
-                scores.square += k * x * x;
+                let (value, k) = (self.within(bucket, within), count as f64);
+                for (scores, unit) in all.iter_mut().zip(units) {
+                    let x = (value * unit).min(1.0);
+                    scores.sum += k * x;
+                    scores.square += k * x * x;
+                }
             }
         }
-        scores
+        let n = self.n();
+        all.map(|scores| Scores { n, ..scores })
+    }
+
+    fn within(&self, bucket: u32, within: Within) -> f64 {
+        match within {
+            Within::Lower => self.edge(bucket),
+            Within::Middle => self.middle(bucket),
+            Within::Upper => self.edge(bucket + 1),
+        }
     }
 
     /// From a classic Prometheus histogram: upper bounds (the last may be infinite) with cumulative counts. Every value counts as its bucket's upper bound, so that no latency looks

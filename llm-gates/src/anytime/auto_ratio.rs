@@ -421,6 +421,11 @@ impl AutoRatio {
                 continue;
             }
             let (spread, phi) = level(q);
+            if phi == 0 {
+                // Noise without memory is fresh in every block.
+                *nodes = TABLES.stationary;
+                continue;
+            }
             let (_, relative) = &block[j * SPREADS + spread];
             let weights: [f64; NODES] = std::array::from_fn(|n| nodes[n] * relative[n]);
             let sum: f64 = weights.iter().sum();

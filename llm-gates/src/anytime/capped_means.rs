@@ -95,19 +95,24 @@ impl CappedMeans {
         };
         let relative = 1.0 + self.margin;
         let mut shown = None;
-        for (means, (q, _)) in self.means.iter_mut().zip(CAPS) {
-            let Some(cap) = self.past.quantile(q).filter(|cap| *cap > 0.0) else {
-                continue;
-            };
-            let c = candidate.capped(cap * relative, ours);
-            let b = baseline.capped(cap, theirs);
-            // Sums of values in [0, 1]: neither order can be refused.
-            let _ = if self.opposite {
-                means.observe(b, c)
-            } else {
-                means.observe(c, b)
-            };
-            shown = Some((c.sum * relative, b.sum));
+        let caps = self.past.quantiles(CAPS.map(|(q, _)| q));
+        // Values that are mostly 0 have no cap above it.
+        if let Some(caps) = caps {
+            let theirs = baseline.capped_each(caps, theirs);
+            let ours = candidate.capped_each(caps.map(|cap| cap * relative), ours);
+            for (i, means) in self.means.iter_mut().enumerate() {
+                if caps[i] <= 0.0 {
+                    continue;
+                }
+                let (c, b) = (ours[i], theirs[i]);
+                // Sums of values in [0, 1]: neither order can be refused.
+                let _ = if self.opposite {
+                    means.observe(b, c)
+                } else {
+                    means.observe(c, b)
+                };
+                shown = Some((c.sum * relative, b.sum));
+            }
         }
         self.past.merge(baseline)?;
         Ok(shown)

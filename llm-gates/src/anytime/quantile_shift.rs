@@ -105,27 +105,29 @@ impl QuantileShift {
         self.past.alike(candidate)?;
         self.past.alike(baseline)?;
         let mut shown = (Counts::new(candidate.n(), 0), Counts::new(baseline.n(), 0));
-        for (i, (process, (q, _))) in self.processes.iter_mut().zip(THRESHOLDS).enumerate() {
-            let Some(threshold) = self.past.quantile(q) else {
-                continue;
-            };
+        if let Some(thresholds) = self.past.quantiles(THRESHOLDS.map(|(q, _)| q)) {
             // Whole buckets are counted: the candidate's threshold is rounded so that the error favours the hypothesis.
-            let edge = self.past.upper_edge(threshold);
-            let theirs = if self.margin <= 0.0 {
-                threshold
-            } else if self.opposite {
-                (1.0 + self.margin) * edge / (1.0 + 2.0 * self.past.relative_error())
+            let relative = if self.opposite {
+                (1.0 + self.margin) / (1.0 + 2.0 * self.past.relative_error())
             } else {
-                (1.0 + self.margin) * edge
+                1.0 + self.margin
             };
-            let (c, b) = (candidate.above(theirs), baseline.above(threshold));
-            if self.opposite {
-                process.observe(b, c);
+            let theirs = if self.margin > 0.0 {
+                thresholds.map(|t| relative * self.past.upper_edge(t))
             } else {
-                process.observe(c, b);
-            }
-            if i == SHOWN {
-                shown = (c, b);
+                thresholds
+            };
+            let counts = candidate.above_each(theirs).into_iter();
+            let counts = counts.zip(baseline.above_each(thresholds));
+            for (i, (process, (c, b))) in self.processes.iter_mut().zip(counts).enumerate() {
+                if self.opposite {
+                    process.observe(b, c);
+                } else {
+                    process.observe(c, b);
+                }
+                if i == SHOWN {
+                    shown = (c, b);
+                }
             }
         }
         self.past.merge(baseline)?;

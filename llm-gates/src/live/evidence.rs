@@ -302,10 +302,11 @@ impl Evidence {
         let slice = self
             .share
             .and_then(|share| self.slices.get(&gate.metric)?.get(&share));
-        match (slice, self.metrics.get(&gate.metric)) {
-            (Some(slice), Some(metric)) => slice.tolerated(gate.direction, metric.kind),
-            _ => (1.0, 1.0),
-        }
+        slice
+            .and_then(|slice| Some((slice, self.metrics.get(&gate.metric)?)))
+            .map_or((1.0, 1.0), |(slice, metric)| {
+                slice.tolerated(gate.direction, metric.kind)
+            })
     }
 
     /// Everything that can be wrong with a window, before anything changes; returns the metrics that it is the first window of.
