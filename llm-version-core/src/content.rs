@@ -249,20 +249,69 @@ const PATTERNS: [Pattern; 14] = [
 
 /// Looks for secrets in a text by the forms that providers give their keys; at most 16 are reported.
 pub fn find_secrets(text: &[u8]) -> Vec<SecretFound> {
+    let mut search = SecretSearch::default();
+    search.block(text);
+    search.finish()
+}
+
+/// A search for secrets in a text that comes in blocks; memory is bounded whatever the length of lines.
+#[derive(Debug, Default)]
+pub(crate) struct SecretSearch {
+    /// The end of the last block, whose line goes on.
+    rest: Vec<u8>,
+    /// Lines before `rest`.
+    lines: usize,
+    found: Vec<SecretFound>,
+    /// Not a text: a zero byte was seen.
+    binary: bool,
+}
+
+impl SecretSearch {
+    /// Secrets reported at most.
     const MOST: usize = 16;
-    let mut found = Vec::new();
-    for (number, line) in text.split(|b| *b == b'\n').enumerate() {
-        if found.len() >= MOST {
-            break;
+    /// Bytes of an unfinished line that are kept; every secret is shorter.
+    const KEPT: usize = 4096;
+
+    /// Searches the next block.
+    pub(crate) fn block(&mut self, block: &[u8]) {
+        self.binary |= block.contains(&0);
+        if self.binary || self.found.len() >= Self::MOST {
+            return;
         }
-        if let Some(what) = secret_in(line) {
-            found.push(SecretFound {
-                line: number + 1,
-                what,
-            });
+        let mut lines = block.split(|b| *b == b'\n');
+        // The first line goes on from the block before; the last may go on in the next.
+        let first = lines.next().unwrap_or_default();
+        let mut line = std::mem::take(&mut self.rest);
+        line.extend_from_slice(first);
+        self.line(&line);
+        for next in lines {
+            self.lines += 1;
+            self.line(next);
+            line.clear();
+            line.extend_from_slice(next);
+        }
+        self.rest = line.split_off(line.len().saturating_sub(Self::KEPT));
+    }
+
+    fn line(&mut self, line: &[u8]) {
+        if self.found.len() >= Self::MOST {
+            return;
+        }
+        let Some(what) = secret_in(line) else { return };
+        let found = SecretFound {
+            line: self.lines + 1,
+            what,
+        };
+        // A line is seen again where it goes on in the next block.
+        if !self.found.contains(&found) {
+            self.found.push(found);
         }
     }
-    found
+
+    /// What was found.
+    pub(crate) fn finish(self) -> Vec<SecretFound> {
+        self.found
+    }
 }
 
 fn secret_in(line: &[u8]) -> Option<&'static str> {
@@ -429,6 +478,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn blocks_of_any_size_find_what_the_whole_shows(before in "[a-z \n]{0,60}", after in "[a-z \n]{0,60}", size in 1..90_usize) {
+            let key = format!("sk{}{}", "-proj-", "a1B2".repeat(10));
+            let text = format!("{before} {key} {after}");
+            let mut search = SecretSearch::default();
+            text.as_bytes().chunks(size).for_each(|block| search.block(block));
+            prop_assert_eq!(search.finish(), find_secrets(text.as_bytes()));
+            prop_assert_eq!(find_secrets(text.as_bytes()).len(), 1);
+        }
+
         #[test]
         fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = (FileFormat::of_prefix(&bytes), LfsPointer::parse(&bytes), find_secrets(&bytes));

@@ -16,7 +16,7 @@ use super::problem::{Problem, ProblemKind, Warning, WarningKind};
 use super::shards::{self, Headers};
 use super::walk::{Found, Symlinks, Tree, walk};
 use super::{METADATA_FILE, OnProgress};
-use crate::content::{FileFormat, SecretFound};
+use crate::content::{FileFormat, SecretFound, find_secrets};
 use crate::diff::Contents;
 use crate::gguf::GgufHeader;
 use crate::json::{self, JsonError};
@@ -93,7 +93,12 @@ impl<'a> BuildOptions<'a> {
         self
     }
 
-    /// Records digests of 64 MiB chunks of files larger than that, so that one huge file verifies on all cores.
+    /// Records digests of 64 MiB chunks of files larger than that, so that ranges of them and one huge file verify on all
+    /// cores.
+    ///
+    /// The digest of a whole file is one chain by the nature of SHA-256, and names the file in every registry and
+    /// signature: one core computes it while the others compute those of chunks and tensors. So building a bundle of one
+    /// huge file for the first time takes as long as one core needs; verifying it by its chunks does not.
     #[must_use]
     pub const fn chunk_digests(mut self, chunks: bool) -> Self {
         self.chunks = chunks;
@@ -319,11 +324,12 @@ pub fn build(dir: &Path, options: &BuildOptions<'_>) -> Result<Built, BuildError
     let hashes = sort_out(&tree.files, results, &mut tree.problems)
         .map_err(|Cancelled| BuildError::Cancelled)?;
     let metadata_bytes = read_small(&dir.join(METADATA_FILE), METADATA_FILE, Metadata::MAX_BYTES)?;
-    let secrets = Inspection::of_first_block(&metadata_bytes, Look::FormatAndSecrets, true);
+    let mut seen = Inspection::of_first_block(&metadata_bytes, true);
+    seen.secrets = find_secrets(&metadata_bytes);
     judge(
         METADATA_FILE,
         ComponentKind::Other,
-        &secrets,
+        &seen,
         options.allow,
         &mut tree.problems,
         &mut tree.warnings,

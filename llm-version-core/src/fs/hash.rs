@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::inspect::Inspection;
 use super::walk::{Found, Stamp};
 use super::{OnProgress, Progress};
+use crate::content::SecretSearch;
 use crate::digest::Digest;
 use crate::manifest::CHUNK_BYTES;
 
@@ -259,6 +260,7 @@ impl Shared<'_> {
         }
         let mut hash = Sha256::new();
         let mut inspection = Inspection::default();
+        let mut secrets = SecretSearch::default();
         let (mut left, mut unreported) = (job.bytes, 0);
         while left > 0 {
             let most = block.len().min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -270,8 +272,10 @@ impl Shared<'_> {
             };
             hash.update(&block[..read]);
             if job.look != Look::Nothing && left == job.bytes {
-                inspection =
-                    Inspection::of_first_block(&block[..read], job.look, read as u64 == left);
+                inspection = Inspection::of_first_block(&block[..read], read as u64 == left);
+            }
+            if job.look == Look::FormatAndSecrets {
+                secrets.block(&block[..read]);
             }
             left -= read as u64;
             unreported += read as u64;
@@ -284,6 +288,7 @@ impl Shared<'_> {
             }
         }
         if job.look != Look::Nothing {
+            inspection.secrets = secrets.finish();
             inspection.look_at_end(&mut file, found.stamp.size)?;
         }
         // Nothing may have been appended or replaced meanwhile.

@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
-use super::hash::{HashError, Look};
+use super::hash::HashError;
 use super::problem::{Problem, ProblemKind};
 use super::walk::Found;
-use crate::content::{FileFormat, LfsPointer, SecretFound, find_secrets};
+use crate::content::{FileFormat, LfsPointer, SecretFound};
 use crate::safetensors::{SafetensorsError, SafetensorsHeader};
 
 /// The end of a zip archive and the longest comment after it.
@@ -36,17 +36,12 @@ impl Default for Inspection {
 }
 
 impl Inspection {
-    /// Looks at the first block, which may be the whole file; secrets are looked for in text only.
-    pub(crate) fn of_first_block(block: &[u8], look: Look, whole: bool) -> Self {
-        let text = look == Look::FormatAndSecrets && !block.contains(&0);
+    /// Looks at the first block, which may be the whole file.
+    pub(crate) fn of_first_block(block: &[u8], whole: bool) -> Self {
         Self {
             format: FileFormat::of_prefix(block),
             pointer: LfsPointer::parse(block),
-            secrets: if text {
-                find_secrets(block)
-            } else {
-                Vec::new()
-            },
+            secrets: Vec::new(),
             no_archive: whole && !block.windows(4).any(|w| w == b"PK\x05\x06"),
         }
     }

@@ -318,6 +318,16 @@ fn secrets_are_refused_and_never_shown() {
     );
     let error = build(root, &BuildOptions::new()).unwrap_err();
     assert!(!format!("{error} {error:?}").contains(&key));
+    // However far down it stands.
+    let long = format!("{}{key}\n", "a long example\n".repeat(40_000));
+    write(root, "prompt/few_shot/long.txt", &long);
+    assert_eq!(
+        problem_at(root, "prompt/few_shot/long.txt"),
+        ProblemKind::Secret {
+            what: "API key",
+            line: 40_001
+        }
+    );
     let built = build(root, &BuildOptions::new().allow_secrets(true)).unwrap();
     assert!(
         built
