@@ -123,6 +123,23 @@ fn values(at: &str, old: &Value, new: &Value, details: &mut Vec<Detail>) {
                 }
             }
         }
+        // What stands at the same place from either end is the same; the rest is paired up in order.
+        (Value::Array(a), Value::Array(b)) => {
+            let same = |pairs: &mut dyn Iterator<Item = (&Value, &Value)>| {
+                pairs.take_while(|(a, b)| a == b).count()
+            };
+            let head = same(&mut a.iter().zip(b));
+            let (a, b) = (&a[head..], &b[head..]);
+            let tail = same(&mut a.iter().rev().zip(b.iter().rev()));
+            let (a, b) = (&a[..a.len() - tail], &b[..b.len() - tail]);
+            for n in 0..a.len().max(b.len()) {
+                let at = format!("{at}/{}", head + n);
+                match (a.get(n), b.get(n)) {
+                    (Some(a), Some(b)) => values(&at, a, b, details),
+                    (a, b) => details.push(detail(at, a, b)),
+                }
+            }
+        }
         (a, b) if a != b => details.push(detail(at.to_owned(), Some(a), Some(b))),
         _ => {}
     }

@@ -65,7 +65,7 @@ fn change(
     before: &ByName<'_>,
     after: &ByName<'_>,
 ) -> Option<Change> {
-    let (mut structure, mut types, mut values) = (Vec::new(), Vec::new(), 0_usize);
+    let (mut structure, mut types, mut values) = (Vec::new(), Vec::new(), Vec::new());
     for (name, tensor) in before {
         let Some(other) = after.get(name) else {
             structure.push(Detail::Note(format!("tensor {} is gone", name.1)));
@@ -84,7 +84,7 @@ fn change(
                 new: Some(other.dtype.clone()),
             });
         } else if tensor.digest != other.digest {
-            values += 1;
+            values.push(Detail::Note(format!("tensor {} has other values", name.1)));
         }
     }
     let added = after.keys().filter(|name| !before.contains_key(*name));
@@ -117,11 +117,14 @@ fn change(
                 types.len()
             ),
         )
-    } else if values > 0 {
+    } else if !values.is_empty() {
         (
             Bump::Minor,
             Risk::Behavioural,
-            format!("{values} of {total} tensors have other values: fine-tuned"),
+            format!(
+                "{} of {total} tensors have other values: fine-tuned",
+                values.len()
+            ),
         )
     } else if files(old, kind) != files(new, kind) {
         (
@@ -133,6 +136,7 @@ fn change(
         return None;
     };
     structure.extend(types);
+    structure.extend(values);
     Some(Change::new(Subject::Tensors(kind), Action::Modified, bump, risk, reason).with(structure))
 }
 

@@ -175,6 +175,43 @@ fn prompts_are_shown_as_a_unified_diff() {
 }
 
 #[test]
+fn examples_are_compared_one_by_one() {
+    let example = |n: u32| format!(r#"{{"user":"q{n}","reply":"a{n}"}}"#);
+    let list = |numbers: &[u32]| {
+        let examples: Vec<String> = numbers.iter().map(|n| example(*n)).collect();
+        format!("[{}]", examples.join(","))
+    };
+    let path = "prompt/few_shot/chat.json";
+    let details = |old: &str, new: &str| {
+        let (bump, risk, found) = file(path, old, new);
+        assert_eq!((bump, risk), (Bump::Minor, Risk::Behavioural));
+        found.changes[0].details.clone()
+    };
+    // One put in between is one that is new, not a change of all that follow.
+    let found = details(&list(&[1, 2, 3]), &list(&[1, 9, 2, 3]));
+    let [
+        Detail::Value {
+            at,
+            old: None,
+            new: Some(new),
+        },
+    ] = &found[..]
+    else {
+        panic!("{found:?}")
+    };
+    assert!(at == "/1" && new.contains("q9"));
+    assert!(matches!(
+        &details(&list(&[1, 2, 3]), &list(&[1, 3]))[..],
+        [Detail::Value { at, old: Some(_), new: None }] if at == "/1"
+    ));
+    let reply = list(&[1, 2]).replace("a2", "b2");
+    assert_eq!(
+        details(&list(&[1, 2]), &reply),
+        [value("/1/reply", Some("\\\"a2\\\""), Some("\\\"b2\\\""))]
+    );
+}
+
+#[test]
 fn tokenizers_are_compared_by_what_they_do() {
     let path = "model/tokenizer/tokenizer.json";
     let old = r#"{"model":{"vocab":{"a":0,"b":1,"c":2},"merges":["a b"]},"added_tokens":[{"id":3,"content":"<end>","special":true}]}"#;
@@ -258,6 +295,9 @@ fn weights_are_compared_by_tensor() {
         Bump::Minor,
         "1 of 2 tensors have other values",
     );
+    let tuned = weights(&[(w, "f", &[("a", "F32", 2, "x"), ("b", "F32", 3, "z")])]);
+    let named = diff(&old, &tuned).to_string();
+    assert!(named.contains("tensor b has other values"), "{named}");
     check(
         &weights(&[(w, "f", &[("a", "F16", 2, "p"), ("b", "F16", 3, "q")])]),
         Bump::Minor,
