@@ -3,6 +3,7 @@
 //! `CANONICAL.md` in this crate specifies the byte form for other implementations.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -95,6 +96,26 @@ impl Component {
             size,
             tensors: Vec::new(),
         }
+    }
+
+    /// The chunks, by number, that hold `range`, with the bytes that each covers: what must be read to verify the range.
+    /// Empty where no chunk digests are recorded, or nothing of the range lies in the file.
+    pub fn chunks_of(&self, range: Range<u64>) -> impl Iterator<Item = (usize, Range<u64>)> + '_ {
+        let end = range.end.min(self.size);
+        let first = range.start / CHUNK_BYTES;
+        let last = end.div_ceil(CHUNK_BYTES).min(self.chunks.len() as u64);
+        let numbers = if range.start < end { first..last } else { 0..0 };
+        numbers.filter_map(|number| {
+            let start = number * CHUNK_BYTES;
+            let bytes = start..self.size.min(start + CHUNK_BYTES);
+            Some((usize::try_from(number).ok()?, bytes))
+        })
+    }
+
+    /// Whether `bytes` are chunk `number`. As with all chunk digests, this says no more than the manifest, which must be
+    /// trusted by its [record digest](Manifest::record_digest).
+    pub fn verify_chunk(&self, number: usize, bytes: &[u8]) -> bool {
+        self.chunks.get(number) == Some(&Digest::of(bytes))
     }
 }
 

@@ -25,6 +25,10 @@ impl Source for FolderSource<'_> {
     fn open(&self, component: &Component) -> io::Result<Box<dyn Read + '_>> {
         Ok(Box::new(File::open(self.0.join(component.path.as_str()))?))
     }
+
+    fn file(&self, component: &Component) -> Option<PathBuf> {
+        Some(self.0.join(component.path.as_str()))
+    }
 }
 
 /// How a file may share its bytes with the registry.
@@ -179,7 +183,6 @@ fn new_file(path: &Path) -> io::Result<File> {
 }
 
 /// Makes `to` a file that shares the blocks of `from`; leaves nothing behind where the file system cannot.
-#[cfg(target_os = "linux")]
 fn reflink(from: &Path, to: &Path) -> bool {
     let Ok(source) = File::open(from) else {
         return false;
@@ -187,7 +190,7 @@ fn reflink(from: &Path, to: &Path) -> bool {
     let Ok(target) = new_file(to) else {
         return false;
     };
-    if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
+    if share_blocks(&source, &target) {
         return true;
     }
     drop(target);
@@ -196,7 +199,14 @@ fn reflink(from: &Path, to: &Path) -> bool {
     false
 }
 
+/// Lets `to`, which is empty, share the blocks of `from` until one is written to; `false` where that cannot be.
+#[cfg(target_os = "linux")]
+pub(crate) fn share_blocks(from: &File, to: &File) -> bool {
+    rustix::fs::ioctl_ficlone(to, from).is_ok()
+}
+
+/// Lets `to`, which is empty, share the blocks of `from` until one is written to; `false` where that cannot be.
 #[cfg(not(target_os = "linux"))]
-fn reflink(_: &Path, _: &Path) -> bool {
+pub(crate) fn share_blocks(_: &File, _: &File) -> bool {
     false
 }

@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::materialise::share_blocks;
 use crate::digest::Digest;
 use crate::manifest::Manifest;
 use crate::registry::{Created, Store, StoreError, copy_verified};
@@ -159,7 +160,12 @@ impl FolderStore {
         for _ in 0..ATTEMPTS {
             let n = self.next.fetch_add(1, Ordering::Relaxed);
             let path = folder.join(n.to_string());
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
+            match OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&path)
+            {
                 Ok(file) => return Ok((path, file)),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(failed(&path)(error)),
@@ -279,6 +285,30 @@ impl Store for FolderStore {
             copy_verified(digest, bytes, file).map(|_| ())
         })?;
         Ok(())
+    }
+
+    fn share_blob(&self, digest: &Digest, file: &Path) -> Result<bool, StoreError> {
+        let target = self.blob(digest);
+        if target.is_file() {
+            return Ok(true);
+        }
+        let Ok(source) = File::open(file) else {
+            return Ok(false);
+        };
+        let mut shared = true;
+        let placed = self.place(&target, true, |blob| {
+            shared = share_blocks(&source, blob);
+            if !shared {
+                return Err(StoreError::io(file.display().to_string(), "not shared"));
+            }
+            // What is read is our own file: whatever happens to the source does not matter any more.
+            copy_verified(digest, blob, &mut io::sink()).map(|_| ())
+        });
+        if shared {
+            placed.map(|_| true)
+        } else {
+            Ok(false)
+        }
     }
 
     fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {

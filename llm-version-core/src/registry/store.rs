@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{Cursor, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
@@ -132,6 +132,16 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// When the place fails.
     fn delete_blob(&self, digest: &Digest) -> Result<(), StoreError>;
 
+    /// Takes over a blob from a file of this machine by sharing its blocks, verifying it as [`Store::put_blob`] does;
+    /// `false` where it cannot be shared, and is to be put instead.
+    ///
+    /// # Errors
+    /// When the place fails, or the bytes have another digest.
+    fn share_blob(&self, digest: &Digest, file: &Path) -> Result<bool, StoreError> {
+        let _ = (digest, file);
+        Ok(false)
+    }
+
     /// The file that holds a blob, for stores on this machine: it can be linked instead of copied.
     fn local_blob(&self, digest: &Digest) -> Option<PathBuf> {
         let _ = digest;
@@ -168,6 +178,9 @@ macro_rules! forward {
             }
             fn delete_blob(&self, digest: &Digest) -> Result<(), StoreError> {
                 (**self).delete_blob(digest)
+            }
+            fn share_blob(&self, digest: &Digest, file: &Path) -> Result<bool, StoreError> {
+                (**self).share_blob(digest, file)
             }
             fn local_blob(&self, digest: &Digest) -> Option<PathBuf> {
                 (**self).local_blob(digest)

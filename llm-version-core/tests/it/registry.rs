@@ -665,3 +665,33 @@ fn blobs_that_can_be_edited_in_place_are_named() {
     fs::write(&blob, bytes).unwrap();
     assert_eq!(registry.store().writable_blobs().unwrap(), [digest]);
 }
+
+#[test]
+fn a_file_is_shared_where_that_can_be_and_verified_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FolderStore::open(folder.path().join("registry")).unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "a").unwrap();
+    let digest = Digest::of(b"a");
+    // Whether blocks can be shared depends on the file system; never is something else stored.
+    match store.share_blob(&Digest::of(b"b"), &file) {
+        Ok(shared) => assert!(!shared),
+        Err(error) => assert!(matches!(error, StoreError::WrongDigest { .. })),
+    }
+    assert_eq!(store.blobs().unwrap(), []);
+    if store.share_blob(&digest, &file).unwrap() {
+        fs::write(&file, "b").unwrap();
+        let mut bytes = String::new();
+        let mut blob = store.open_blob(&digest).unwrap().unwrap();
+        blob.read_to_string(&mut bytes).unwrap();
+        assert_eq!(
+            (bytes.as_str(), store.writable_blobs().unwrap().len()),
+            ("a", 0)
+        );
+    } else {
+        assert_eq!(store.blob_size(&digest).unwrap(), None);
+    }
+    assert_eq!(store.remove_leftovers().unwrap(), 0);
+    store.put_blob(&digest, &mut &b"a"[..]).unwrap();
+    assert!(store.share_blob(&digest, &file).unwrap(), "it is there");
+}

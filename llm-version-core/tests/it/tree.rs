@@ -271,6 +271,17 @@ fn chunk_digests_verify_only_under_a_trusted_record() {
     );
     let options = VerifyOptions::new().by_chunks(chunked.record_digest());
     assert!(verify(root, &chunked, &options).is_ok());
+    // A range verifies by the chunks that it lies in.
+    let component = chunked.components().iter().find(|c| c.size > CHUNK_BYTES);
+    let component = component.unwrap();
+    let of = |range| component.chunks_of(range).collect::<Vec<_>>();
+    let (first, second) = ((0, 0..CHUNK_BYTES), (1, CHUNK_BYTES..CHUNK_BYTES + 1));
+    assert_eq!(of(5..6), std::slice::from_ref(&first));
+    assert_eq!(of(CHUNK_BYTES - 1..u64::MAX), [first, second.clone()]);
+    assert_eq!(of(CHUNK_BYTES..CHUNK_BYTES + 1), [second]);
+    assert!(of(CHUNK_BYTES + 1..u64::MAX).is_empty() && of(7..7).is_empty());
+    assert!(component.verify_chunk(1, &[0]) && !component.verify_chunk(1, &[1]));
+    assert!(!component.verify_chunk(2, &[]));
     assert!(matches!(
         verify(root, &plain, &options),
         Err(VerifyError::Untrusted { .. })

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
@@ -35,6 +35,10 @@ impl Source for Shown<'_> {
     fn open(&self, component: &Component) -> io::Result<Box<dyn Read + '_>> {
         let bytes = self.source.open(component)?;
         Ok(Box::new(ShownBytes { bytes, shown: self }))
+    }
+
+    fn file(&self, component: &Component) -> Option<PathBuf> {
+        self.source.file(component)
     }
 }
 
