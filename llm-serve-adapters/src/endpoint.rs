@@ -228,6 +228,7 @@ pub struct EndpointBuilder {
     manifests: Option<Arc<dyn Manifests>>,
     window: usize,
     clock: Option<Arc<dyn Clock>>,
+    boot: Option<u64>,
     flags: Vec<String>,
 }
 
@@ -305,6 +306,13 @@ impl EndpointBuilder {
         self
     }
 
+    /// Uses this boot id for the in-process router instead of a random one; for reproducible tests. It must differ for every start.
+    #[must_use]
+    pub fn boot(mut self, boot: u64) -> Self {
+        self.boot = Some(boot);
+        self
+    }
+
     /// Acquires the endpoint (whoever held it before stops), replays its log, starts the data plane from what is recorded, and
     /// starts the controller on the current tokio runtime. It runs until every handle is dropped.
     ///
@@ -327,6 +335,9 @@ impl EndpointBuilder {
         let mut router = InProcessRouter::builder(name.clone(), first).clock(Arc::clone(&clock));
         if let Some(memory) = self.store.router_memory(&id, &name) {
             router = router.memory(memory);
+        }
+        if let Some(boot) = self.boot {
+            router = router.boot(boot);
         }
         let router = Arc::new(router.open().map_err(failed)?);
 
@@ -408,6 +419,7 @@ impl Endpoint {
             manifests: None,
             window: WINDOW,
             clock: None,
+            boot: None,
             flags: Vec::new(),
         }
     }
