@@ -40,15 +40,23 @@ class Lane:
             else:
                 self.skipped += 1
                 print(f"SKIPPED: {name}: {missing} is not here", flush=True)
-        except (AssertionError, OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+        except Exception as error:  # whatever it is, the other scenarios run
             self.verdict(name, False, f"{type(error).__name__}: {error}")
 
     # Components.
 
     def install(self, cache):
-        """Brings the Python packages into a folder of their own, and Debian's where they are missing."""
+        """Brings the Python packages into a folder of their own, and Debian's where they are missing. What cannot be had
+        is missed by the scenarios that need it."""
+        for bring in (self.install_python, self.install_programs):
+            try:
+                bring(pathlib.Path(cache))
+            except (OSError, subprocess.SubprocessError) as error:
+                print(f"        {bring.__name__}: {error}", flush=True)
+
+    def install_python(self, cache):
         wanted = HERE / "requirements.txt"
-        environment = pathlib.Path(cache) / "versions"
+        environment = cache / "versions"
         stamp = environment / hashlib.sha256(wanted.read_bytes()).hexdigest()
         python = environment / "bin" / "python"
         if not stamp.exists():
@@ -60,6 +68,8 @@ class Lane:
             if made.returncode == 0 and subprocess.run(pip, **quiet).returncode == 0:
                 stamp.touch()
         self.python = python if stamp.exists() else None
+
+    def install_programs(self, _):
         absent = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
         if absent and os.geteuid() == 0 and shutil.which("apt-get"):
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 300}
