@@ -9,6 +9,7 @@ pub mod measure;
 pub mod peers;
 pub mod recording;
 pub mod routing;
+pub mod statistics;
 pub mod verify;
 
 use figure::Figure;
@@ -54,6 +55,11 @@ pub const GROUPS: &[Group] = &[
         name: recording::GROUP,
         about: "what became of a request: one outcome per request",
         run: recording::run,
+    },
+    Group {
+        name: statistics::GROUP,
+        about: "what the numbers say: one look of every test",
+        run: statistics::run,
     },
     Group {
         name: verify::GROUP,
