@@ -191,6 +191,14 @@ impl Sketch {
 
     /// Adds a value that occurred `count` times.
     pub fn record_many(&mut self, value: f64, count: u64) -> bool {
+        // What is negative, not a number, too small or too great has a key beyond all buckets.
+        let kept = self.least_key() + u64::from(self.first);
+        let key = (value.to_bits() >> (52 - self.precision)).wrapping_sub(kept);
+        let known = usize::try_from(key).ok();
+        if let Some(sum) = known.and_then(|at| self.counts.get_mut(at)) {
+            *sum = sum.saturating_add(count);
+            return true;
+        }
         if value.is_nan() || value < 0.0 {
             return false;
         }

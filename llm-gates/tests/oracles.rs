@@ -123,6 +123,50 @@ fn compare(expected: &Value, got: &Value, rtol: f64, atol: f64) -> Result<f64, S
     }
 }
 
+/// What has been compared: by function, how many values, and their worst relative error.
+type Met = BTreeMap<String, (usize, f64)>;
+
+const HEAD: &str = "| function | values | worst relative error |\n|---|---|---|\n";
+
+/// Errors are rounded up to one digit.
+fn table(met: &Met) -> String {
+    let row = |(label, (count, error)): (&String, &(usize, f64))| {
+        let text = format!("{:.0e}", (error * 1.5).max(1e-16));
+        format!("| {label} | {count} | {text} |\n")
+    };
+    HEAD.to_owned() + &met.iter().map(row).collect::<String>()
+}
+
+/// The documented table says no less than what was met, of every function. `LLM_GATES_BLESS=1` writes it anew.
+fn check_documented(met: &Met) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/accuracy.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let at = text.find(HEAD).unwrap();
+    if std::env::var_os("LLM_GATES_BLESS").is_some() {
+        std::fs::write(&path, text[..at].to_owned() + &table(met)).unwrap();
+        return;
+    }
+    let rows: BTreeMap<&str, (usize, f64)> = text[at + HEAD.len()..]
+        .lines()
+        .map(|line| {
+            let cells: Vec<_> = line.trim_matches(['|', ' ']).split(" | ").collect();
+            let [label, count, error] = cells.try_into().unwrap();
+            (label, (count.parse().unwrap(), error.parse().unwrap()))
+        })
+        .collect();
+    for (label, (count, error)) in met {
+        let (documented, at_most) = rows
+            .get(label.as_str())
+            .unwrap_or_else(|| panic!("docs/accuracy.md lacks {label}: set LLM_GATES_BLESS=1"));
+        assert_eq!(documented, count, "docs/accuracy.md, {label}");
+        assert!(
+            error <= at_most,
+            "{label}: {error}, and docs/accuracy.md says {at_most}"
+        );
+    }
+    assert_eq!(rows.len(), met.len(), "docs/accuracy.md has other rows");
+}
+
 #[test]
 fn every_reference_value_is_met() {
     let folder = std::env::var_os("LLM_GATES_ORACLES").map_or_else(
@@ -141,18 +185,19 @@ fn every_reference_value_is_met() {
         folder.display()
     );
     let mut wrong = Vec::new();
-    let mut met: BTreeMap<String, (usize, f64)> = BTreeMap::new();
+    let mut met = Met::new();
     let mut unknown: BTreeMap<String, usize> = BTreeMap::new();
     for file in files {
         let stem = file.file_stem().unwrap().to_string_lossy().into_owned();
-        // `scipy_*.json`: further random cases of a family, frozen by tests/scripts/scipy_cases.py.
-        let name = stem.strip_prefix("scipy_").unwrap_or(&stem).to_owned();
+        // `scipy_FAMILY.json` and `scipy_FAMILY-PART.json`: further random cases of a family, frozen by the programs in tests/scripts.
+        let name = stem.strip_prefix("scipy_").unwrap_or(&stem);
+        let name = name.split('-').next().unwrap_or(name);
         let content: Value =
             serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
         for case in content["cases"].as_array().unwrap() {
             let kind = case["fn"].as_str().unwrap();
-            let label = format!("{stem}/{kind}");
-            let Some(answers) = answer(&name, kind, &case["args"]) else {
+            let label = format!("{name}/{kind}");
+            let Some(answers) = answer(name, kind, &case["args"]) else {
                 *unknown.entry(label).or_default() += 1;
                 continue;
             };
@@ -172,15 +217,12 @@ fn every_reference_value_is_met() {
                         let entry = met.entry(label.clone()).or_default();
                         *entry = (entry.0 + 1, entry.1.max(error));
                     }
-                    Err(said) => wrong.push(format!("{label} {} {key}: {said}", case["id"])),
+                    Err(said) => wrong.push(format!("{stem} {label} {} {key}: {said}", case["id"])),
                 }
             }
         }
     }
-    println!("| reference | values | worst relative error |\n|---|---|---|");
-    for (label, (count, error)) in &met {
-        println!("| {label} | {count} | {error:.1e} |");
-    }
+    print!("{}", table(&met));
     for (label, count) in &unknown {
         println!("not known: {label} ({count} cases)");
     }
@@ -195,4 +237,7 @@ fn every_reference_value_is_met() {
         "no known reference values in {}",
         folder.display()
     );
+    if std::env::var_os("LLM_GATES_ORACLES").is_none() {
+        check_documented(&met);
+    }
 }

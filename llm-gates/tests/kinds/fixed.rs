@@ -89,6 +89,42 @@ pub(crate) fn answer(file: &str, kind: &str, args: &Value) -> Answer {
                     .unwrap(),
             )
         }
+        ("two_proportion", "difference_score_likelihood") => {
+            let (c, b) = arms(args);
+            named(
+                "z",
+                fixed::difference_non_inferiority(c, b, x("margin")).unwrap(),
+            )
+        }
+        ("rates", "conditional_binomial") => {
+            let tested = fixed::rates(
+                count(args, "k_c"),
+                x("t_c"),
+                count(args, "k_b"),
+                x("t_b"),
+                x("ratio"),
+                side(args),
+            );
+            Some(vec![("p", tested.unwrap().p.into())])
+        }
+        ("shift", "hodges_lehmann") => {
+            let (a, b) = (numbers(args, "a"), numbers(args, "b"));
+            let found = fixed::hodges_lehmann(&a, &b, x("alpha")).unwrap();
+            let (low, high) = found.interval;
+            Some(vec![
+                ("shift", found.shift.into()),
+                ("lo", low.into()),
+                ("hi", high.into()),
+            ])
+        }
+        ("shift", "woodruff") => {
+            let found = fixed::woodruff(&numbers(args, "x"), x("q"), x("alpha")).unwrap();
+            Some(vec![
+                ("value", found.value.into()),
+                ("lo", found.lower.into()),
+                ("hi", found.upper.into()),
+            ])
+        }
         ("two_proportion", "score_ratio_noninferiority") => {
             let (c, b) = arms(args);
             named(
