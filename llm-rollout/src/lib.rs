@@ -13,6 +13,7 @@ mod split;
 mod step;
 mod time;
 mod transition;
+mod watch;
 
 pub use ids::{
     BadFormat, BadName, BadShare, EndpointId, Epoch, Fence, Format, RolloutId, RouterId, Seq, Share,
@@ -27,3 +28,4 @@ pub use step::{
 };
 pub use time::Timestamp;
 pub use transition::Rejected;
+pub use watch::{Probed, Watch, WatchAlarm};

@@ -8,7 +8,7 @@ mod spec;
 pub use error::PlanError;
 pub use spec::{
     Advance, Exposure, Finish, Lease, MetricDef, Outcomes, PassSpec, PlanSpec, PreFlightSpec,
-    RecoverySpec, Response, StageSpec, Standby, Triggers, Undecided,
+    RecoverySpec, Response, StageSpec, Standby, Triggers, Undecided, WatchSpec,
 };
 
 use llm_gates::{GatePlan, PassWhen};
@@ -89,6 +89,7 @@ impl Plan {
             stages: vec![stage],
             finish: Finish::Promote,
             bake: Duration::ZERO,
+            watch: Vec::new(),
             triggers: Triggers::default(),
             recovery: RecoverySpec::default(),
             lease: Lease::default(),

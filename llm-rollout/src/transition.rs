@@ -432,13 +432,17 @@ fn found<'a>(
 fn told_to_go_back(rollout: &Rollout, routers: &Observed) -> Option<Cause> {
     let last = rollout.last().map(|(seq, _)| seq);
     routers.reachable().find_map(|(id, router)| {
-        let name = id.to_string();
+        let named = || id.to_string();
         if router.latch.is_some() {
-            Some(Cause::Forced { router: name })
+            Some(Cause::Forced {
+                router: named(),
+            })
         } else if router.mark.as_ref() == Some(rollout.id())
             || (rollout.state().routed.is_some() && Some(router.at.seq) > last)
         {
-            Some(Cause::Marked { router: name })
+            Some(Cause::Marked {
+                router: named(),
+            })
         } else {
             None
         }
@@ -576,10 +580,12 @@ fn weighted(gate: &llm_gates::GateEvidence) -> f64 {
 
 fn alarmed<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, alarm: &Alarm) -> Decision<'a> {
     let triggers = &rollout.plan().spec().triggers;
+    let mut watch = rollout.plan().spec().watch.iter();
     let response = triggers
         .alarms
         .get(&alarm.name)
         .copied()
+        .or_else(|| watch.find(|w| w.probe == alarm.name).map(|w| w.action))
         .unwrap_or(triggers.other_alarms);
     let hold = format!("alarm-{}", alarm.name);
     if response == Response::Hold && rollout.state().holds.contains_key(&hold) {

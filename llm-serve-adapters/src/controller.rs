@@ -4,13 +4,14 @@
 //! the endpoint's log; whoever acquires after it stops it. [`Controller::turn`] is one pass and returns how long nothing is due.
 
 mod jobs;
+mod probes;
 mod queue;
 mod routers;
 
-use crate::endpoint::{AdministerError, CommandError, Status, SubmitError};
+use crate::endpoint::{AdministerError, CommandError, Return, ReturnError, Status, SubmitError};
 use crate::host::{
-    Calendar, Clock, Cursor, Error, ErrorKind, Evaluator, MetricSource, Notifier, Owned, Query,
-    Result, ServingBackend, StateStore, TrafficRouter,
+    Calendar, Clock, Cursor, Error, ErrorKind, Evaluator, Manifests, MetricSource, Notifier, Owned,
+    Probe, Query, Result, ServingBackend, StateStore, TrafficRouter,
 };
 use crate::journal::{Checkpoint, Entry, Event, Ledger};
 use crate::recorder::Recorder;
@@ -21,6 +22,7 @@ use llm_rollout::{
     Phase, Position, Recovery, Rejected, Rollout, RolloutId, RouterId, Step, Timestamp,
 };
 use llm_version_core::VersionId;
+use probes::Watching;
 pub(crate) use queue::Wanted;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,6 +41,10 @@ pub(crate) struct Parts {
     pub(crate) evaluator: Option<Arc<dyn Evaluator>>,
     pub(crate) notifiers: Vec<Arc<dyn Notifier>>,
     pub(crate) calendar: Option<Arc<dyn Calendar>>,
+    pub(crate) manifests: Option<Arc<dyn Manifests>>,
+    pub(crate) probes: Vec<Arc<dyn Probe>>,
+    /// How many versions of the past one may return to.
+    pub(crate) window: usize,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
@@ -54,6 +60,13 @@ pub(crate) enum Message {
     Alarm {
         alarm: Alarm,
         reply: oneshot::Sender<std::result::Result<(), CommandError>>,
+    },
+    /// Back to a version of the past; answered with the id of the rollout that leads there.
+    Return {
+        way: Box<Return>,
+        by: String,
+        why: String,
+        reply: oneshot::Sender<std::result::Result<RolloutId, ReturnError>>,
     },
     /// Something that is said about the endpoint rather than about a rollout.
     Administer {
@@ -114,6 +127,7 @@ pub(crate) struct Controller {
     behind: Duration,
     /// When each router answered last, or this controller began.
     answered: BTreeMap<RouterId, Timestamp>,
+    watch: Watching,
     /// How often in a row the backend has said that the baseline cannot serve.
     unhealthy: u32,
 }
@@ -155,6 +169,7 @@ impl Controller {
             behind: Duration::ZERO,
             answered: BTreeMap::new(),
             unhealthy: 0,
+            watch: Watching::default(),
         };
         controller.read_log().await?;
         controller.behind = controller.ledger.latest.since(now);
@@ -186,6 +201,7 @@ impl Controller {
             };
             let clock = Arc::clone(&self.parts.clock);
             tokio::select! {
+                biased;
                 message = mailbox.recv() => match message {
                     Some(message) => {
                         if let Err(error) = self.receive(message).await {
@@ -196,6 +212,7 @@ impl Controller {
                     None => return,
                 },
                 () = self.jobs.finished() => {}
+                () = self.watch.answered() => {}
                 () = clock.sleep(pause) => {}
             }
         }
@@ -243,6 +260,7 @@ impl Controller {
             }
             self.look().await?;
             self.feed(Input::Tick).await?;
+            self.look_after().await?;
             self.begin_jobs();
         }
         Ok(self.pause())
@@ -261,6 +279,15 @@ impl Controller {
             }
             Message::Alarm { alarm, reply } => {
                 let answer = self.say(Input::Alarm(alarm)).await?;
+                drop(reply.send(answer));
+            }
+            Message::Return {
+                way,
+                by,
+                why,
+                reply,
+            } => {
+                let answer = self.go_to(*way, by, why).await?;
                 drop(reply.send(answer));
             }
             Message::Administer { order, reply } => {
@@ -602,6 +629,7 @@ impl Controller {
             self.next_look,
             Some(self.next_round),
             self.jobs.next_try(),
+            self.watch.next_due(),
         ];
         let soonest = due
             .into_iter()

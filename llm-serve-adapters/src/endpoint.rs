@@ -4,7 +4,7 @@ use crate::DataPlane;
 use crate::clock::SystemClock;
 use crate::controller::{Administer, Controller, Message, Parts, Wanted, What};
 use crate::host::{
-    Calendar, Clock, Error, ErrorKind, Evaluator, Manifests, MetricSource, Notifier,
+    Calendar, Clock, Error, ErrorKind, Evaluator, Manifests, MetricSource, Notifier, Probe,
     ServingBackend, StateStore, TrafficRouter,
 };
 use crate::journal::{End, Entry, Ledger};
@@ -14,7 +14,7 @@ use llm_rollout::{
     Alarm, BadName, Command, EndpointId, Epoch, Fence, Phase, Plan, Rejected, Rollout, RolloutId,
     RouterId, Seq, Split, Verb,
 };
-use llm_version_core::{Safety, Surroundings, VersionId, transition};
+use llm_version_core::{Safety, Surroundings, VersionId};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -164,6 +164,9 @@ pub enum SubmitError {
         "rollout id {0} belongs to another candidate: ids are unique for ever, choose a new one"
     )]
     OtherCandidate(RolloutId),
+    /// The plan wants the version watched by a probe that the endpoint does not have.
+    #[error("the plan watches by {0:?}: give the endpoint a probe of that name, or take it out")]
+    NoProbe(String),
     /// The plan has pre-deployment gates, and nothing evaluates them.
     #[error("the plan has pre-deployment gates: give the endpoint an evaluator, or take them out")]
     NoEvaluator,
@@ -226,6 +229,7 @@ pub struct EndpointBuilder {
     notifiers: Vec<Arc<dyn Notifier>>,
     calendar: Option<Arc<dyn Calendar>>,
     manifests: Option<Arc<dyn Manifests>>,
+    probes: Vec<Arc<dyn Probe>>,
     window: usize,
     clock: Option<Arc<dyn Clock>>,
     boot: Option<u64>,
@@ -282,6 +286,13 @@ impl EndpointBuilder {
     #[must_use]
     pub fn manifests(mut self, manifests: impl Manifests) -> Self {
         self.manifests = Some(Arc::new(manifests));
+        self
+    }
+
+    /// Looks after versions in production, as plans say under `[[watch]]`; more than one is fine.
+    #[must_use]
+    pub fn probe(mut self, probe: impl Probe) -> Self {
+        self.probes.push(Arc::new(probe));
         self
     }
 
@@ -355,6 +366,9 @@ impl EndpointBuilder {
             evaluator: self.evaluator,
             notifiers: self.notifiers,
             calendar: self.calendar,
+            manifests: self.manifests,
+            probes: self.probes,
+            window: self.window,
             clock,
         };
         let (controller, status) = Controller::start(parts, &self.bootstrap)
@@ -366,8 +380,6 @@ impl EndpointBuilder {
             id,
             store: self.store,
             plane: DataPlane::new(router, recorder),
-            manifests: self.manifests,
-            window: self.window,
             mailbox,
             status,
         })
@@ -385,8 +397,6 @@ pub struct Endpoint {
     id: EndpointId,
     store: Arc<dyn StateStore>,
     plane: DataPlane,
-    manifests: Option<Arc<dyn Manifests>>,
-    window: usize,
     mailbox: mpsc::Sender<Message>,
     status: watch::Receiver<Status>,
 }
@@ -417,6 +427,7 @@ impl Endpoint {
             notifiers: Vec::new(),
             calendar: None,
             manifests: None,
+            probes: Vec::new(),
             window: WINDOW,
             clock: None,
             boot: None,
@@ -522,49 +533,20 @@ impl Endpoint {
     /// # Errors
     /// See [`ReturnError`]; nothing was changed.
     pub async fn roll_back(&self, way: Return, by: &str, why: &str) -> Result<Run, ReturnError> {
-        let ledger = Arc::clone(&self.status.borrow().ledger);
-        let window: Vec<_> = ledger
-            .history
-            .iter()
-            .rev()
-            .take(self.window)
-            .cloned()
-            .collect();
-        let to = match &way.to {
-            Some(to) => window.iter().find(|v| *v == to),
-            None => window.first(),
+        let (way, by, why) = (Box::new(way), by.to_owned(), why.to_owned());
+        let message = |reply| Message::Return {
+            way,
+            by,
+            why,
+            reply,
         };
-        let Some(to) = to.cloned() else {
-            return Err(ReturnError::OutsideWindow { to: way.to, window });
-        };
-        if let (Some(manifests), Some(from)) = (&self.manifests, &ledger.production) {
-            let known = async |version: &VersionId| match manifests.manifest(version).await {
-                Ok(Some(manifest)) => Ok(manifest),
-                Ok(None) => Err(ReturnError::NoManifest(version.clone())),
-                Err(error) => Err(error.into()),
-            };
-            let (from, manifest) = (known(from).await?, known(&to).await?);
-            let safety = transition(&from, &manifest, &way.surroundings).forward;
-            let safe = match &safety {
-                Safety::Safe => true,
-                Safety::NeedsAction(_) => way.steps_taken,
-                Safety::Forbidden(_) => false,
-            };
-            if !safe {
-                return Err(ReturnError::NotSafe { to, safety });
-            }
+        match self.ask(message).await {
+            Some(answer) => answer.map(|id| Run {
+                id,
+                endpoint: self.clone(),
+            }),
+            None => Err(SubmitError::Stopped(self.why_stopped()).into()),
         }
-        let nth = ledger.ended.len() + 1;
-        let id = format!("return-{nth}-to-{}", to.version());
-        let id = RolloutId::new(id).map_err(|e| Error::permanent(e.to_string()))?;
-        let wanted = Wanted {
-            id,
-            candidate: to,
-            plan: Plan::at_once(),
-            supersede: Supersede::Replace,
-            said: Some((by.to_owned(), why.to_owned())),
-        };
-        Ok(self.want(wanted).await?)
     }
 
     /// Something outside the gates has gone off; what it does is the plan's choice. Without a rollout in progress it does nothing.

@@ -6,8 +6,8 @@
 use async_trait::async_trait;
 use llm_gates::{Measurements, Window};
 use llm_rollout::{
-    EndpointId, Epoch, Fence, Heartbeat, IntentId, MetricDef, Notice, Order, Position, RouterClock,
-    RouterId, RouterState, Seq, Split, Timestamp,
+    EndpointId, Epoch, Fence, Heartbeat, IntentId, MetricDef, Notice, Order, Position, Probed,
+    RouterClock, RouterId, RouterState, Seq, Split, Timestamp,
 };
 use llm_version_core::{Manifest, VersionId};
 use std::collections::BTreeMap;
@@ -295,6 +295,19 @@ pub trait Manifests: Debug + Send + Sync + 'static {
     /// # Errors
     /// `Transient` if it cannot be reached.
     async fn manifest(&self, version: &VersionId) -> Result<Option<Manifest>>;
+}
+
+/// Looks after a version in production: a suite of questions, sampled scores, a drift detector. Its name is what plans put under `[[watch]]`.
+#[async_trait]
+pub trait Probe: Debug + Send + Sync + 'static {
+    /// Its name.
+    fn name(&self) -> &str;
+
+    /// Looks once.
+    ///
+    /// # Errors
+    /// It could not look, which is neither good nor bad; five times in a row, people are told.
+    async fn probe(&self, version: &VersionId) -> Result<Probed>;
 }
 
 /// When nothing may advance: release freezes, nights, holidays.

@@ -3,8 +3,8 @@
 use crate::host::Cursor;
 use llm_gates::Evidence;
 use llm_rollout::{
-    Cause, Effect, EndpointId, Epoch, Format, Intent, IntentId, Outcome, Phase, Plan, Rollout,
-    RolloutId, RouterId, Said, Seq, Share, Split, Step, Timestamp,
+    Cause, Effect, EndpointId, Epoch, Format, Intent, IntentId, Notice, Outcome, Phase, Plan,
+    Response, Rollout, RolloutId, RouterId, Said, Seq, Share, Split, Step, Timestamp,
 };
 use llm_version_core::VersionId;
 use serde::de::Error as _;
@@ -100,6 +100,19 @@ pub enum Event {
         rollout: RolloutId,
         /// Why.
         cause: Cause,
+        /// When.
+        at: Timestamp,
+    },
+    /// A probe's failures have become an alarm about the version in production.
+    Alarmed {
+        /// Which probe.
+        probe: String,
+        /// The rollout that brought the version into production.
+        rollout: RolloutId,
+        /// What is done about it; `Hold` keeps new rollouts out.
+        response: Response,
+        /// In one line.
+        detail: String,
         /// When.
         at: Timestamp,
     },
@@ -299,9 +312,25 @@ pub struct Ledger {
     pub bars: BTreeMap<String, Said>,
     /// Routers that are not waited for.
     pub removed: BTreeMap<RouterId, Said>,
+    /// The rollout that brought the version into production, and how it is watched.
+    pub watched: Option<Watched>,
     /// The versions that have been in production, oldest first and without the one that is: at most [`HISTORY`].
     pub history: Vec<VersionId>,
     seal: Seal,
+}
+
+/// A version in production, and how its plan wants it watched.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "plain data")]
+pub struct Watched {
+    /// The rollout that promoted it.
+    pub rollout: RolloutId,
+    /// The version.
+    pub version: VersionId,
+    /// With `[[watch]]`.
+    pub plan: Plan,
+    /// Since when it is in production for good.
+    pub since: Timestamp,
 }
 
 /// Intents of ended rollouts that are kept for another try.
@@ -336,6 +365,32 @@ impl Ledger {
                 self.queue.push((**queued).clone());
             }
             Event::Withdrawn { rollout, cause, at } => self.withdrawn(rollout, cause, *at),
+            Event::Alarmed {
+                probe,
+                rollout,
+                response,
+                detail,
+                at,
+            } => {
+                self.latest = self.latest.max(*at);
+                if *response == Response::Hold {
+                    let said = Said {
+                        by: "watch".to_owned(),
+                        why: detail.clone(),
+                        at: *at,
+                    };
+                    self.bars.insert(format!("watch-{probe}"), said);
+                }
+                let notice = Notice {
+                    page: true,
+                    rollout: rollout.clone(),
+                    text: format!("watch {probe:?}: {detail}"),
+                };
+                let id = IntentId { seq, index: 0 };
+                let effect = Effect::Notify(notice);
+                self.outbox.insert(id, Intent { id, effect });
+                self.bound_outbox();
+            }
             Event::Barred { name, said } => {
                 self.bars.insert(name.clone(), said.clone());
             }
@@ -383,6 +438,12 @@ impl Ledger {
         }
     }
 
+    fn bound_outbox(&mut self) {
+        while self.outbox.len() > OUTBOX {
+            self.outbox.pop_first();
+        }
+    }
+
     fn submitted(&mut self, rollout: &Rollout) {
         if let Some(over) = self.rollout.take() {
             let kept = |e: &Effect| {
@@ -393,9 +454,7 @@ impl Ledger {
             };
             let kept = over.pending().iter().filter(|i| kept(&i.effect));
             self.outbox.extend(kept.map(|i| (i.id, i.clone())));
-            while self.outbox.len() > OUTBOX {
-                self.outbox.pop_first();
-            }
+            self.bound_outbox();
         }
         self.queue.retain(|queued| queued.id != *rollout.id());
         self.latest = self.latest.max(rollout.state().since);
@@ -426,6 +485,12 @@ impl Ledger {
             return;
         }
         if phase == Phase::Promoted {
+            self.watched = Some(Watched {
+                rollout: rollout.id().clone(),
+                version: rollout.candidate().clone(),
+                plan: rollout.plan().clone(),
+                since: step.at,
+            });
             self.history.retain(|v| v != rollout.candidate());
             self.history.push(rollout.baseline().clone());
             let past = self.history.len().saturating_sub(HISTORY);

@@ -6,12 +6,13 @@ mod common;
 
 use async_trait::async_trait;
 use common::{Cuttable, Host, alike, id, plan, second_is_bad, version};
+use llm_rollout::plan::WatchSpec;
 use llm_rollout::{
-    Cause, EndpointId, Fence, Order, Phase, Plan, Position, RouterClock, RouterId, RouterState,
-    Seq, Timestamp,
+    Cause, EndpointId, Fence, Order, Phase, Plan, Position, Probed, Response, RouterClock,
+    RouterId, RouterState, Seq, Timestamp,
 };
 use llm_serve_adapters::host::{
-    Calendar, Error, Manifests, Result, RouterCapabilities, ServingBackend, StateStore as _,
+    Calendar, Error, Manifests, Probe, Result, RouterCapabilities, ServingBackend, StateStore as _,
     Support, TrafficRouter,
 };
 use llm_serve_adapters::journal::{Entry, Event};
@@ -527,7 +528,7 @@ async fn with_an_unhealthy_baseline_users_stay_on_the_candidate() {
 async fn an_alarm_reaches_the_rollout_and_is_logged() {
     let (_store, mut host) = host().await;
     let mut spec = plan().spec().clone();
-    spec.triggers.other_alarms = llm_rollout::Response::Rollback;
+    spec.triggers.other_alarms = Response::Rollback;
     let plan: Plan = spec.try_into().unwrap();
     host.endpoint
         .alarm("quiet", "nothing is in progress")
@@ -624,4 +625,112 @@ async fn a_damaged_log_is_named_and_nothing_is_overwritten() {
             .len(),
         foreign.len()
     );
+}
+
+/// Canonical questions that a version begins to get wrong.
+#[derive(Debug, Clone, Default)]
+struct Canonical(Arc<AtomicBool>);
+
+#[async_trait]
+impl Probe for Canonical {
+    fn name(&self) -> &str {
+        "canonical"
+    }
+
+    async fn probe(&self, v: &VersionId) -> Result<Probed> {
+        Ok(if *v == version(2) && self.0.load(Ordering::SeqCst) {
+            Probed::Failed("7 of 40 wrong".to_owned())
+        } else {
+            Probed::Passed
+        })
+    }
+}
+
+fn watched(action: Response, bake: u64) -> Plan {
+    let mut spec = plan().spec().clone();
+    spec.bake = Duration::from_secs(bake);
+    spec.watch = vec![WatchSpec {
+        fails: 2,
+        of: 3,
+        ..WatchSpec::new("canonical", Duration::from_secs(10), action)
+    }];
+    spec.try_into().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_promoted_version_is_watched_and_an_alarm_does_what_the_plan_says() {
+    let (_, mut without) = host().await;
+    let refused = without
+        .endpoint
+        .submit(id("r1"), version(2), watched(Response::Hold, 0))
+        .await;
+    assert_eq!(
+        refused.unwrap_err(),
+        SubmitError::NoProbe("canonical".into())
+    );
+    without.live(1, 1, &alike).await;
+
+    for action in [Response::Page, Response::Hold, Response::Rollback] {
+        let (store, probe) = (Cuttable::default(), Canonical::default());
+        let with = |probe: &Canonical| {
+            let probe = probe.clone();
+            move |b: llm_serve_adapters::EndpointBuilder| b.probe(probe)
+        };
+        let mut host = Host::with(&store, with(&probe)).await;
+        let plan = watched(action, 0);
+        let run = host
+            .endpoint
+            .submit(id("r1"), version(2), plan)
+            .await
+            .unwrap();
+        host.live(400, 40, &alike).await;
+        assert_eq!(run.finished().await.unwrap().phase, Phase::Promoted);
+        drop(run);
+        host.live(100, 40, &alike).await;
+        assert!(host.endpoint.status().ledger.bars.is_empty());
+        // The watch goes on after a restart.
+        host.kill().await;
+        let mut host = Host::with(&store, with(&probe)).await;
+        probe.0.store(true, Ordering::SeqCst);
+        host.live(100, 40, &alike).await;
+        let ledger = host.endpoint.status().ledger;
+        let back = action == Response::Rollback;
+        assert_eq!(
+            ledger.production,
+            Some(version(if back { 1 } else { 2 })),
+            "{action:?}"
+        );
+        let barred = ledger.bars.contains_key("watch-canonical");
+        assert_eq!(barred, action == Response::Hold, "{action:?}");
+        let entries = store
+            .read(host.endpoint.id(), Seq::default())
+            .await
+            .unwrap()
+            .entries;
+        let alarms = entries.iter().filter(|(seq, bytes)| {
+            let entry = Entry::decode(host.endpoint.id(), *seq, bytes).unwrap();
+            matches!(entry.event, Event::Alarmed { .. })
+        });
+        assert_eq!(alarms.count(), 1, "one alarm for one trouble");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_it_bakes_an_alarm_takes_the_quick_way_back() {
+    let (store, probe) = (Cuttable::default(), Canonical::default());
+    let watching = probe.clone();
+    let mut host = Host::with(&store, |b| b.probe(watching)).await;
+    let plan = watched(Response::Rollback, 3_600);
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan)
+        .await
+        .unwrap();
+    host.live(500, 40, &alike).await;
+    assert_eq!(run.rollout().unwrap().phase(), Phase::Baking);
+    probe.0.store(true, Ordering::SeqCst);
+    host.live(60, 40, &alike).await;
+    let end = run.finished().await.unwrap();
+    assert!(matches!(end.cause, Some(Cause::Alarm { name, .. }) if name == "canonical"));
+    assert_eq!(host.endpoint.status().ledger.production, Some(version(1)));
 }

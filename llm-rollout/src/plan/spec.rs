@@ -45,6 +45,9 @@ pub struct PlanSpec {
     /// After promotion: how long the old baseline stays warm for an instant return.
     #[serde(default, with = "words")]
     pub bake: Duration,
+    /// Who looks after the candidate once it is promoted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watch: Vec<WatchSpec>,
     /// What goes back by itself, besides gates.
     #[serde(default)]
     pub triggers: Triggers,
@@ -256,6 +259,39 @@ impl Default for Triggers {
     }
 }
 
+/// A probe that goes on after promotion: a suite of questions, sampled scores, a drift detector.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
+pub struct WatchSpec {
+    /// Which of the host's probes.
+    pub probe: String,
+    /// How often.
+    #[serde(with = "words")]
+    pub every: Duration,
+    /// How many failures ...
+    #[serde(default = "defaults::one")]
+    pub fails: u32,
+    /// ... of so many last answers are an alarm.
+    #[serde(default = "defaults::one")]
+    pub of: u32,
+    /// What an alarm does: `hold` keeps new rollouts out, `rollback` returns to the version before.
+    pub action: Response,
+}
+
+impl WatchSpec {
+    /// A probe whose first failure is an alarm.
+    pub fn new(probe: impl Into<String>, every: Duration, action: Response) -> Self {
+        Self {
+            probe: probe.into(),
+            every,
+            fails: 1,
+            of: 1,
+            action,
+        }
+    }
+}
+
 /// How going back is done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -376,6 +412,10 @@ mod defaults {
         Duration::from_secs(60)
     }
 
+    pub(super) fn one() -> u32 {
+        1
+    }
+
     pub(super) fn hour() -> Duration {
         Duration::from_secs(3600)
     }
@@ -461,6 +501,7 @@ impl PlanSpec {
             );
         }
         self.check_gates()?;
+        self.check_watch()?;
         self.check_stages()
     }
 
@@ -518,6 +559,28 @@ impl PlanSpec {
                 "gates",
                 format!("the weights share one alpha and may sum to at most 1, not {weight}"),
             );
+        }
+        Ok(())
+    }
+
+    fn check_watch(&self) -> Result<(), PlanError> {
+        for (i, watch) in self.watch.iter().enumerate() {
+            let path = |field| format!("watch[{i}].{field}");
+            if self.watch[..i].iter().any(|w| w.probe == watch.probe) {
+                return wrong(path("probe"), format!("{:?} is there already", watch.probe));
+            }
+            if watch.every < Duration::from_secs(1) {
+                return wrong(path("every"), "must be at least 1s");
+            }
+            if !(1..=100).contains(&watch.of) || watch.fails == 0 || watch.fails > watch.of {
+                return wrong(
+                    path("fails"),
+                    format!(
+                        "{} of {}: give 1 to 100 answers, and at least one and at most all of them as failures",
+                        watch.fails, watch.of
+                    ),
+                );
+            }
         }
         Ok(())
     }

@@ -1,13 +1,13 @@
 //! Whose turn it is: submitting, waiting, making way, and what is said about the endpoint as a whole.
 
 use super::{Administer, Controller, What, routers};
-use crate::endpoint::{AdministerError, CommandError, SubmitError, Supersede};
-use crate::host::{ErrorKind, Result};
+use crate::endpoint::{AdministerError, CommandError, Return, ReturnError, SubmitError, Supersede};
+use crate::host::{Error, ErrorKind, Result};
 use crate::journal::{Event, QUEUE, Queued};
 use llm_rollout::{
     Cause, Command, Input, Plan, Rollout, RolloutId, RouterId, Said, Timestamp, Verb,
 };
-use llm_version_core::VersionId;
+use llm_version_core::{Safety, VersionId, transition};
 use std::time::Duration;
 
 /// A rollout that somebody wants.
@@ -38,6 +38,13 @@ impl Controller {
         }
         if wanted.plan.spec().pre_flight.is_some() && self.parts.evaluator.is_none() {
             return Ok(Err(SubmitError::NoEvaluator));
+        }
+        let watches = &wanted.plan.spec().watch;
+        let missing = watches
+            .iter()
+            .find(|w| !self.parts.probes.iter().any(|p| p.name() == w.probe));
+        if let Some(watch) = missing {
+            return Ok(Err(SubmitError::NoProbe(watch.probe.clone())));
         }
         if let Some(router) = self.parts.routers.iter().find(|r| !routers::is_safe(&***r)) {
             return Ok(Err(SubmitError::UnsafeRouter(router.id().clone())));
@@ -156,6 +163,66 @@ impl Controller {
         self.enqueue(wanted).await
     }
 
+    /// Back to a version of the past, if it is in the window and the interface contracts allow.
+    pub(super) async fn go_to(
+        &mut self,
+        way: Return,
+        by: String,
+        why: String,
+    ) -> Result<std::result::Result<RolloutId, ReturnError>> {
+        let ledger = &self.ledger;
+        let past = ledger.history.iter().rev().take(self.parts.window);
+        let window: Vec<_> = past.cloned().collect();
+        let to = match &way.to {
+            Some(to) => window.iter().find(|v| *v == to),
+            None => window.first(),
+        };
+        let Some(to) = to.cloned() else {
+            let to = way.to;
+            return Ok(Err(ReturnError::OutsideWindow { to, window }));
+        };
+        if let Err(unsafe_) = self.is_safe(&to, &way).await {
+            return Ok(Err(unsafe_));
+        }
+        let nth = self.ledger.ended.len() + self.ledger.queue.len() + 1;
+        let id = format!("return-{nth}-to-{}", to.version());
+        let id = match RolloutId::new(id) {
+            Ok(id) => id,
+            Err(error) => return Ok(Err(Error::permanent(error.to_string()).into())),
+        };
+        let wanted = Wanted {
+            id: id.clone(),
+            candidate: to,
+            plan: Plan::at_once(),
+            supersede: Supersede::Replace,
+            said: Some((by, why)),
+        };
+        let submitted = self.submit(wanted).await?;
+        Ok(submitted.map(|()| id).map_err(Into::into))
+    }
+
+    async fn is_safe(&self, to: &VersionId, way: &Return) -> std::result::Result<(), ReturnError> {
+        let (Some(manifests), Some(from)) = (&self.parts.manifests, &self.ledger.production) else {
+            return Ok(());
+        };
+        let known = async |version: &VersionId| {
+            let manifest = routers::within(manifests.manifest(version)).await?;
+            manifest.ok_or_else(|| ReturnError::NoManifest(version.clone()))
+        };
+        let (from, manifest) = (known(from).await?, known(to).await?);
+        let safety = transition(&from, &manifest, &way.surroundings).forward;
+        let safe = match &safety {
+            Safety::Safe => true,
+            Safety::NeedsAction(_) => way.steps_taken,
+            Safety::Forbidden(_) => false,
+        };
+        if safe {
+            return Ok(());
+        }
+        let to = to.clone();
+        Err(ReturnError::NotSafe { to, safety })
+    }
+
     async fn withdraw(&mut self, id: &RolloutId, cause: Cause) -> Result<bool> {
         let (rollout, at) = (id.clone(), self.now());
         self.log(Event::Withdrawn { rollout, cause, at }).await
@@ -230,7 +297,7 @@ impl Controller {
     }
 
     /// Logs what is no step. `false`: whether it is in the log is not known, and it is looked up before anything goes on.
-    async fn log(&mut self, event: Event) -> Result<bool> {
+    pub(super) async fn log(&mut self, event: Event) -> Result<bool> {
         match self.append(event).await {
             Ok(()) => {
                 self.publish();
