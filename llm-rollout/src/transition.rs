@@ -76,7 +76,11 @@ pub(crate) fn transition<'a>(
         // The ends take nothing else.
         (
             Phase::Promoted | Phase::RolledBack | Phase::Blocked | Phase::Concluded,
-            Input::Heartbeat(_) | Input::Frozen { .. } | Input::Alarm(_) | Input::Health { .. },
+            Input::Heartbeat(_)
+            | Input::SourceFailed { .. }
+            | Input::Frozen { .. }
+            | Input::Alarm(_)
+            | Input::Health { .. },
         ) => Ok(None),
         (Phase::Promoted | Phase::RolledBack | Phase::Blocked | Phase::Concluded, _) => {
             Err(Rejected::Over(phase))
