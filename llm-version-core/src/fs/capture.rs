@@ -168,13 +168,30 @@ fn text(path: &Path) -> Result<String, CaptureError> {
     String::from_utf8(bytes).map_err(|_| failed("it is not UTF-8".to_owned()))
 }
 
-/// The items of a flat YAML list or of plain lines.
+/// The items of a flat YAML list, as `PyYAML` writes it, or of plain lines. Long items go on in indented lines.
 fn list(text: &str) -> Vec<String> {
-    let lines = text.lines().map(str::trim);
-    let items = lines.filter(|l| !l.is_empty() && !l.starts_with('#') && *l != "[]");
-    items
-        .map(|l| l.strip_prefix("- ").unwrap_or(l).to_owned())
-        .collect()
+    let mut items: Vec<String> = Vec::new();
+    for line in text.lines() {
+        let words = line.trim();
+        if words.is_empty() || words.starts_with('#') || words == "[]" {
+            continue;
+        }
+        match (words.strip_prefix("- "), items.last_mut()) {
+            (Some(item), _) => items.push(item.trim_start().to_owned()),
+            (None, Some(item)) if line.starts_with([' ', '\t']) => {
+                item.push(' ');
+                item.push_str(words);
+            }
+            (None, _) => items.push(words.to_owned()),
+        }
+    }
+    items.iter().map(|item| unquoted(item)).collect()
+}
+
+/// A scalar in single quotes, in which a quote is written twice, as what it stands for.
+fn unquoted(item: &str) -> String {
+    let inside = item.strip_prefix('\'').and_then(|i| i.strip_suffix('\''));
+    inside.map_or_else(|| item.to_owned(), |inside| inside.replace("''", "'"))
 }
 
 #[cfg(test)]
@@ -195,6 +212,23 @@ mod tests {
             without_credentials("git@h.example:a/b"),
             "git@h.example:a/b"
         );
+    }
+
+    #[test]
+    fn overrides_read_as_they_were_given() {
+        // `python3 -c 'import yaml; print(yaml.dump([...]))'`
+        let text = "- lr=1e-5\n- 'prompt=Say: it''s fine'\n- +note=one two three four five six seven eight nine\n  ten eleven\n- ''\n";
+        assert_eq!(
+            list(text),
+            [
+                "lr=1e-5",
+                "prompt=Say: it's fine",
+                "+note=one two three four five six seven eight nine ten eleven",
+                ""
+            ]
+        );
+        assert_eq!(list("[]\n"), [""; 0]);
+        assert_eq!(list("a=1\n# b\nc=2\n"), ["a=1", "c=2"]);
     }
 
     #[test]
