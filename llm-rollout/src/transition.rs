@@ -438,15 +438,11 @@ fn told_to_go_back(rollout: &Rollout, routers: &Observed) -> Option<Cause> {
     routers.reachable().find_map(|(id, router)| {
         let named = || id.to_string();
         if router.latch.is_some() {
-            Some(Cause::Forced {
-                router: named(),
-            })
+            Some(Cause::Forced { router: named() })
         } else if router.mark.as_ref() == Some(rollout.id())
             || (rollout.state().routed.is_some() && Some(router.at.seq) > last)
         {
-            Some(Cause::Marked {
-                router: named(),
-            })
+            Some(Cause::Marked { router: named() })
         } else {
             None
         }
