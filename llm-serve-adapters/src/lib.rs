@@ -3,6 +3,8 @@
 
 #[cfg(feature = "openai")]
 pub mod backend;
+#[cfg(feature = "calendar")]
+mod calendar;
 mod clock;
 mod controller;
 mod endpoint;
@@ -24,6 +26,8 @@ pub mod testing;
 
 pub use plane::DataPlane;
 
+#[cfg(feature = "calendar")]
+pub use calendar::{BadCalendar, FreezeCalendar};
 pub use clock::SystemClock;
 pub use endpoint::{
     AdministerError, Bootstrap, CommandError, Endpoint, EndpointBuilder, OpenError, Return,
