@@ -48,4 +48,13 @@ pub use table::{
 pub use verdict::{Action, Verdict};
 
 #[doc = include_str!("../docs/guide.md")]
+///
+/// ## Plots
+///
+#[doc = include_str!("../docs/evidence.svg")]
+#[doc = include_str!("../docs/peeking.svg")]
+#[doc = include_str!("../docs/detection.svg")]
+#[doc = include_str!("../docs/noise.svg")]
+///
+#[doc = include_str!("../docs/accuracy.md")]
 pub mod guide {}
