@@ -8,6 +8,7 @@
 mod draft;
 mod ids;
 pub mod plan;
+pub mod presets;
 mod rollout;
 mod split;
 mod step;

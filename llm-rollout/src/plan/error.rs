@@ -15,7 +15,7 @@ pub struct PlanError {
 }
 
 impl PlanError {
-    pub(super) fn new(path: impl Into<String>, problem: impl Into<String>) -> Self {
+    pub(crate) fn new(path: impl Into<String>, problem: impl Into<String>) -> Self {
         Self {
             path: Some(path.into()),
             at: None,

@@ -1,0 +1,17 @@
+//! Strategies as plans, the table of phases, incident records and waves.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+#![expect(clippy::print_stdout, reason = "what does not apply is said")]
+
+mod argo;
+mod flagger;
+mod host;
+#[path = "../machine/life.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod life;
+mod oracle;
+mod platforms;
