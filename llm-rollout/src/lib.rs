@@ -7,6 +7,7 @@
 
 mod draft;
 mod ids;
+pub mod incident;
 pub mod plan;
 pub mod presets;
 mod rollout;

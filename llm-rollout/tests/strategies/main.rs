@@ -8,8 +8,10 @@
 #![expect(clippy::print_stdout, reason = "what does not apply is said")]
 
 mod argo;
+mod explore;
 mod flagger;
 mod host;
+mod incident;
 #[path = "../machine/life.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
 mod life;
