@@ -16,6 +16,7 @@ mod step;
 mod time;
 mod transition;
 mod watch;
+pub mod waves;
 
 pub use ids::{
     BadFormat, BadName, BadShare, EndpointId, Epoch, Fence, Format, RolloutId, RouterId, Seq, Share,

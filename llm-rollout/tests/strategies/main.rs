@@ -17,3 +17,4 @@ mod incident;
 mod life;
 mod oracle;
 mod platforms;
+mod waves;
