@@ -3,6 +3,9 @@
 //! A [`Rollout`] is data. [`Rollout::decide`] says what an input leads to, as a [`Step`] to log; [`Rollout::apply`] folds a
 //! logged step in and never consults plan, gates or time, so an old log replays for ever. Nothing here reads a clock, waits,
 //! or talks to anybody: that is what a controller does, in the order decide, append, apply, carry out, feed back.
+//!
+//! What each input does in each phase: [`phases`]. Plans for the usual strategies: [`presets`]. Many endpoints, one change:
+//! [`waves`]. What happened, for people: [`incident`].
 #![deny(missing_docs)]
 
 mod draft;
@@ -32,3 +35,6 @@ pub use step::{
 pub use time::Timestamp;
 pub use transition::Rejected;
 pub use watch::{Probed, Watch, WatchAlarm};
+
+#[doc = include_str!("../docs/phases.md")]
+pub mod phases {}

@@ -16,5 +16,6 @@ mod incident;
 #[expect(dead_code, reason = "other tests use the rest")]
 mod life;
 mod oracle;
+mod phases;
 mod platforms;
 mod waves;
