@@ -309,9 +309,12 @@ impl Controller {
 
     /// Feeds what somebody waits for an answer to.
     async fn say(&mut self, input: Input) -> Result<std::result::Result<(), CommandError>> {
+        let in_doubt = self.doubt.is_some() && !self.resolve_doubt().await?;
         Ok(match self.decide(input) {
             Err(rejected) => Err(CommandError::Rejected(rejected)),
             Ok(None) => Ok(()),
+            // What may be in the log is looked up before anything goes forward.
+            Ok(Some(step)) if in_doubt && !is_back(&step) => Err(CommandError::StoreUnavailable),
             Ok(Some(step)) => {
                 if self.take(step, None).await? {
                     Ok(())
