@@ -151,7 +151,7 @@ impl Controller {
         parts: Parts,
         bootstrap: &VersionId,
     ) -> Result<(Self, watch::Receiver<Status>)> {
-        let Owned { fence, .. } = parts.store.acquire(&parts.endpoint).await?;
+        let Owned { fence, next } = parts.store.acquire(&parts.endpoint).await?;
         let now = parts.clock.now();
         let (status, watching) = watch::channel(Status::default());
         let mut controller = Self {
@@ -172,6 +172,13 @@ impl Controller {
             watch: Watching::default(),
         };
         controller.read_log().await?;
+        if controller.ledger.next < next {
+            // To act on an older state would be to do again what is over.
+            return Err(Error::transient(format!(
+                "the log of endpoint {} has {next} entries, and only {} could be read: its store's reads lag behind, try again",
+                controller.parts.endpoint, controller.ledger.next
+            )));
+        }
         controller.behind = controller.ledger.latest.since(now);
         let begun = controller.now();
         let routers = controller.parts.routers.iter();
