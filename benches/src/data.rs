@@ -136,7 +136,7 @@ mod tests {
     fn the_router_splits() {
         let (router, keys) = (router(25.0).unwrap(), keys());
         let now = router.now();
-        let role = |key: &[u8]| router.decide(&Key::session(key), now).role;
+        let role = |key: &[u8]| router.decide(&Key::session(key), now).role();
         let candidates = keys.iter().filter(|k| role(k) == Role::Candidate).count();
         assert!((SET / 8..SET / 2).contains(&candidates), "{candidates}");
     }

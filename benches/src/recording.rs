@@ -6,7 +6,7 @@ use crate::measure::{Design, allocations, interleave};
 use crate::routing::{SELDOM, absolute};
 use crate::{Error, Scale};
 use llm_rollout::Timestamp;
-use llm_serve_adapters::recorder::{OutcomeClass, Recorder};
+use llm_serve_adapters::recorder::{Local, OutcomeClass, Recorder};
 use llm_serve_adapters::router::{Decision, Key, Role};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,6 +63,15 @@ pub fn record(recorder: &Recorder, sample: &Sample) {
     ticket.finish(OutcomeClass::Ok, sample.end);
 }
 
+/// The same with the thread's counters in hand.
+#[inline]
+pub fn record_local(local: &Local, sample: &Sample) {
+    let mut ticket = local.begin(sample.decision, sample.begun);
+    ticket.first_token(sample.first);
+    ticket.tokens(sample.tokens);
+    local.finish(ticket, OutcomeClass::Ok, sample.end);
+}
+
 const BUCKETS: usize = 577;
 const WORDS: usize = 8 + 2 * BUCKETS;
 
@@ -81,7 +90,7 @@ impl Owned {
 
     #[inline]
     fn record(&self, sample: &Sample) {
-        let role = match sample.decision.role {
+        let role = match sample.decision.role() {
             Role::Baseline => 0,
             Role::Candidate => 1,
             Role::Control => 2,
@@ -155,6 +164,14 @@ pub fn run(_: Scale) -> Result<Vec<Figure>, Error> {
             },
         ),
         Design::new(
+            "full outcome, the thread's counters in hand",
+            SET,
+            |_, passes| {
+                let local = recorder.local();
+                each(&few, passes, |sample| record_local(&local, sample));
+            },
+        ),
+        Design::new(
             "full outcome, all of them the candidate's",
             SET,
             |_, passes| {
@@ -169,16 +186,16 @@ pub fn run(_: Scale) -> Result<Vec<Figure>, Error> {
     ];
     let timings = interleave(&designs, Duration::from_secs(8));
     let mut figures = Vec::new();
-    if let ([floor, ours, ..], [_, design, ..]) = (timings.as_slice(), &designs) {
-        figures.push(
-            Figure::new(
-                GROUP,
-                "full outcome (begin, first token, tokens, finish)",
-                ours.one / floor.one,
-                "x floor",
-            )
-            .limit(Limit::AtMost(1.5)),
-        );
+    if let ([floor, ours, local, ..], [_, design, ..]) = (timings.as_slice(), &designs) {
+        for (name, timing) in [
+            ("full outcome (begin, first token, tokens, finish)", ours),
+            ("full outcome, the thread's counters in hand", local),
+        ] {
+            figures.push(
+                Figure::new(GROUP, name, timing.one / floor.one, "x floor")
+                    .limit(Limit::AtMost(1.5)),
+            );
+        }
         let name = "full outcome, two threads against one";
         figures.push(match ours.scaling() {
             Some(ratio) => Figure::new(GROUP, name, ratio, "x").limit(Limit::AtMost(1.1)),
@@ -207,7 +224,7 @@ pub fn run(_: Scale) -> Result<Vec<Figure>, Error> {
 /// In percent, over 100 000 durations; the worst of three shapes.
 fn p99_error() -> Result<f64, Error> {
     let base = samples(5.0)?;
-    let Some(sample) = base.iter().find(|s| s.decision.role == Role::Baseline) else {
+    let Some(sample) = base.iter().find(|s| s.decision.role() == Role::Baseline) else {
         return Err("no sample of the baseline".into());
     };
     let mut worst = 0.0_f64;
@@ -232,7 +249,7 @@ fn p99_error() -> Result<f64, Error> {
         let exact = durations.get(98_999).copied().unwrap_or(1) as f64;
         let found = recorder
             .snapshot()?
-            .version(sample.decision.version, Role::Baseline)
+            .version(sample.decision.slot(), Role::Baseline)
             .and_then(|row| row.duration(0.99))
             .ok_or("nothing was recorded")?;
         worst = worst.max((found.as_secs_f64() * 1e3 / exact - 1.0).abs() * 100.0);

@@ -60,7 +60,32 @@ pub fn run(_: Scale) -> Result<Vec<Figure>, Error> {
             SET,
             |_, passes| {
                 each(&keys, passes, |key| {
-                    black_box(router.decide(&Key::session(key), now).version);
+                    black_box(router.decide(&Key::session(key), now).slot());
+                });
+            },
+        ),
+        Design::new(
+            "hash with a salt known only when it runs, and a comparison",
+            SET,
+            |_, passes| {
+                let salt = black_box(SALT);
+                each(&keys, passes, |key| {
+                    let place = (xxh3_64_with_seed(key, salt) >> 32) as u32;
+                    black_box(place < below);
+                });
+            },
+        ),
+        Design::new("decision by a keyed hash", SET, |_, passes| {
+            each(&keys, passes, |key| {
+                black_box(&router.decide(&Key::untrusted(key), now));
+            });
+        }),
+        Design::new(
+            "decision about a conversation with a date",
+            SET,
+            |_, passes| {
+                each(&keys, passes, |key| {
+                    black_box(&router.decide(&Key::session(key).began(now), now));
                 });
             },
         ),
@@ -127,7 +152,7 @@ fn figures(designs: &[Design<'_>], timings: &[Timing]) -> Vec<Figure> {
     for (design, timing) in designs.iter().zip(timings) {
         figures.extend(absolute(GROUP, design.name(), *timing));
     }
-    for (design, timing) in designs.iter().zip(timings).skip(6) {
+    for (design, timing) in designs.iter().zip(timings).skip(9) {
         let name = format!("{}, against a decision", design.name());
         figures.push(Figure::new(GROUP, &name, timing.one / ours.one, "x"));
         if let (Some(theirs), Some(own)) = (timing.two, ours.two) {

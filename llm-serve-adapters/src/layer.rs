@@ -143,7 +143,7 @@ impl Assignment {
 
     /// The version that is to reply.
     pub fn version(&self) -> Option<&'static Version> {
-        self.decision.version.version()
+        self.decision.version()
     }
 
     /// Raises a flag of the recorder on this request, until its reply has ended. `false`: there is no such flag.
@@ -196,7 +196,7 @@ where
         ResponseFuture {
             inner: self.inner.call(request),
             watch: Some(watch),
-            version: decision.version.version(),
+            version: decision.version(),
             done_required: self.layer.done_required,
         }
     }

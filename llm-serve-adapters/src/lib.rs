@@ -24,7 +24,7 @@ pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-pub use plane::DataPlane;
+pub use plane::{Caps, DataPlane};
 
 #[cfg(feature = "calendar")]
 pub use calendar::{BadCalendar, FreezeCalendar};

@@ -4,7 +4,7 @@
 //! request from its decision to its end. The [`Recorder`] is a [`crate::host::MetricSource`]: it hands over what has been
 //! counted since a cursor, of requests that chance assigned; pins, retries and the like are counted apart.
 //!
-//! Memory: about 15 KB for each thread, role and epoch in use, the last four epochs; 24 bytes for each thread and
+//! Memory: about 25 KB for each thread, role and epoch in use, the last four epochs; 24 bytes for each thread and
 //! version; 32 KB for the candidate requests that wait for a first token, 4 096 at the most. A thread keeps the counters of
 //! its first four recorders until it ends, even when a recorder is gone.
 
@@ -18,16 +18,19 @@ mod tests;
 mod ticket;
 mod waiting;
 
-pub use self::snapshot::{Row, Snapshot};
+pub use self::snapshot::{Realised, Row, Snapshot};
+pub use self::source::SliceCounts;
 pub use self::ticket::{Outcome, OutcomeClass, Ticket};
 
 use self::cell::FLAG_COUNT;
-use self::shard::{Registry, Shard, on_own};
+use self::shard::{Registry, Shard};
 use crate::host::{Error, Result};
 use crate::router::{Decision, VersionSlot};
 use llm_rollout::{Epoch, Timestamp};
 use llm_version_core::VersionId;
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// Counts what happens to requests. One for each endpoint of a process.
@@ -91,12 +94,38 @@ impl Recorder {
     }
 
     /// A request begins. Without lock, clock or (once the thread is warm) allocation.
-    #[inline]
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
     pub fn begin(&self, decision: Decision, now: Timestamp) -> Ticket {
-        let registry = &self.registry;
-        let begin = |shard: &Shard| Ticket::begin(shard, decision, now);
-        // It is there as long as `self` is.
-        on_own(registry.recorder, begin).unwrap_or_else(|| registry.on_retired(begin))
+        Ticket::begin(&self.registry, decision, now)
+    }
+
+    /// This thread's counters, in hand: for hosts that stay on a thread (a worker loop, one runtime for each core), which then
+    /// need not look for them with every request. It cannot leave the thread.
+    ///
+    /// ```
+    /// # use llm_serve_adapters::{DataPlane, recorder::OutcomeClass, router::Key};
+    /// # fn worker(plane: &DataPlane, requests: &[&[u8]]) {
+    /// let local = plane.recorder.local();
+    /// for session in requests {
+    ///     let now = plane.router.now();
+    ///     let mut ticket = local.begin(plane.router.decide(&Key::session(session), now), now);
+    ///     // ... the reply ...
+    ///     ticket.first_token(plane.router.now());
+    ///     local.finish(ticket, OutcomeClass::Ok, plane.router.now());
+    /// }
+    /// # }
+    /// ```
+    pub fn local(&self) -> Local {
+        let shard = shard::own(self.registry.recorder);
+        Local {
+            // A thread that is ending has none any more.
+            shard: shard.unwrap_or_else(|| self.registry.add()),
+            here: PhantomData,
+        }
     }
 
     /// Requests that are running on a version, whatever split they were assigned under.
@@ -104,9 +133,11 @@ impl Recorder {
         let Some(slot) = VersionSlot::find(version) else {
             return 0;
         };
-        let (begun, ended, _) = self.registry.load(slot);
-        // Read one after the other while requests go on: never below zero.
-        begun.saturating_sub(ended)
+        match self.registry.load(slot) {
+            Ok((begun, ended, _)) => begun.saturating_sub(ended),
+            // Nobody can tell right now: something may be running.
+            Err(_) => 1,
+        }
     }
 
     /// Everything that it holds.
@@ -118,22 +149,58 @@ impl Recorder {
             .registry
             .totals(None)
             .map_err(|e| Error::transient(e.to_string()).because(e))?;
-        let row = |((epoch, kind), (subject, totals)): (
-            (u64, shard::Kind),
-            (cell::Subject, cell::Totals),
-        )| Row {
-            epoch: Epoch::new(epoch),
-            role: kind.role(),
-            randomised: kind.randomised(),
-            version: subject.version,
-            flags: Arc::clone(&self.registry.flags),
-            totals,
-        };
+        let row =
+            |((epoch, kind), (about, totals)): ((u64, shard::Kind), (Decision, cell::Totals))| {
+                Row {
+                    epoch: Epoch::new(epoch),
+                    role: kind.role(),
+                    randomised: kind.randomised(),
+                    slice: kind.slice(),
+                    version: about.slot(),
+                    flags: Arc::clone(&self.registry.flags),
+                    totals,
+                }
+            };
         Ok(Snapshot {
             rows: totals.into_iter().map(row).collect(),
             late: self.registry.late(),
             untracked: self.registry.waiting.untracked(),
         })
+    }
+}
+
+/// One thread's counters of a recorder, in hand: see [`Recorder::local`].
+pub struct Local {
+    shard: Arc<Shard>,
+    /// Only the thread that they belong to writes them.
+    here: PhantomData<*const ()>,
+}
+
+impl Local {
+    /// As [`Recorder::begin`].
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    pub fn begin(&self, decision: Decision, now: Timestamp) -> Ticket {
+        Ticket::begin_on(&self.shard, decision, now)
+    }
+
+    /// As [`Ticket::finish`], for tickets of the same recorder (any other ticket is finished as ever).
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    pub fn finish(&self, ticket: Ticket, outcome: impl Into<Outcome>, now: Timestamp) {
+        ticket.finish_on(&self.shard, outcome.into(), now);
+    }
+}
+
+impl fmt::Debug for Local {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Local").finish_non_exhaustive()
     }
 }
 

@@ -7,14 +7,19 @@
 mod assign;
 mod core;
 mod decision;
+mod hash;
+mod key;
+mod policy;
 mod published;
 #[cfg(test)]
 pub(crate) mod tests;
 mod versions;
 
-pub use self::assign::place;
+pub use self::assign::{Secret, place};
 pub use self::core::{Refused, RouterCore};
-pub use self::decision::{Decision, Key, Pin, Reason, Role};
+pub use self::decision::{Decision, Reason, Role, Slice};
+pub use self::key::{Key, Pin};
+pub use self::policy::{Policies, TenantPolicy};
 pub(crate) use self::versions::Grow;
 pub use self::versions::{Version, VersionSlot};
 
@@ -26,7 +31,7 @@ use crate::host::{
 };
 use async_trait::async_trait;
 use llm_rollout::{
-    Direction, Epoch, Fence, Order, Position, RouterClock, RouterId, RouterState, Split, Timestamp,
+    Direction, Fence, Order, Position, RouterClock, RouterId, RouterState, Share, Split, Timestamp,
 };
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -49,13 +54,14 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 ///
 /// let router = InProcessRouter::builder(RouterId::new("gateway-0")?, Split::steady(None, v1.clone(), Epoch::default())).open()?;
 /// let decision = router.decide(&Key::session(b"session-7"), router.now());
-/// assert_eq!(decision.role, Role::Baseline);
-/// assert_eq!(decision.version.version().map(|v| v.id().as_ref()), Some(&v1));
+/// assert_eq!(decision.role(), Role::Baseline);
+/// assert_eq!(decision.version().map(|v| v.id().as_ref()), Some(&v1));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct InProcessRouter {
     id: RouterId,
     published: Published,
+    secret: Secret,
     keyless: Keyless,
     control: Mutex<Control>,
     memory: Option<Arc<dyn RouterMemory>>,
@@ -66,6 +72,8 @@ pub struct InProcessRouter {
 struct Control {
     core: RouterCore,
     durable: Option<Record>,
+    /// How much of the candidate's share is served at the most.
+    cap: Share,
 }
 
 /// Requests without a key so far. Threads count in different places, each on a cache line of its own, so that they do not
@@ -119,6 +127,7 @@ pub struct RouterBuilder {
     memory: Option<Arc<dyn RouterMemory>>,
     clock: Option<Arc<dyn Clock>>,
     boot: Option<u64>,
+    secret: Option<Secret>,
 }
 
 impl RouterBuilder {
@@ -143,6 +152,14 @@ impl RouterBuilder {
         self
     }
 
+    /// Hashes keys that their senders choose ([`Key::untrusted`]) with this secret, which all replicas of the endpoint share.
+    /// Without one it is another for every process: replicas then disagree about such keys.
+    #[must_use]
+    pub fn secret(mut self, secret: Secret) -> Self {
+        self.secret = Some(secret);
+        self
+    }
+
     /// Opens it. A record in its memory wins over the split that the builder was given.
     ///
     /// # Errors
@@ -154,6 +171,7 @@ impl RouterBuilder {
             memory,
             clock,
             boot,
+            secret,
         } = self;
         let boot = boot.unwrap_or_else(|| RandomState::new().hash_one("boot"));
         let saved = match &memory {
@@ -165,12 +183,17 @@ impl RouterBuilder {
             None => RouterCore::new(boot, first),
         };
         let router = InProcessRouter {
-            published: Published::new(&view(&core)?),
+            published: Published::new(&view(&core, Share::ALL)?),
             id,
+            secret: secret.unwrap_or_else(|| {
+                let random = || RandomState::new().hash_one(boot);
+                Secret::of_process([random(), random()])
+            }),
             keyless: Keyless::new(RandomState::new().hash_one(boot)),
             control: Mutex::new(Control {
                 durable: saved.is_some().then(|| core.record()),
                 core,
+                cap: Share::ALL,
             }),
             memory,
             clock: clock.map_or_else(Time::machine, Time::Host),
@@ -189,23 +212,39 @@ impl InProcessRouter {
             memory: None,
             clock: None,
             boot: None,
+            secret: None,
         }
     }
 
     /// Where a request goes. Wait-free, without allocation, clock or lock; `now` is [`Self::now`], read once per request.
-    #[inline]
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
     pub fn decide(&self, key: &Key<'_>, now: Timestamp) -> Decision {
-        if let (Some(session), None) = (key.session, key.pin)
-            && let Some(decision) = self.published.assign(session, now, key.randomised)
+        if let Some(session) = key.usual()
+            && let Some(decision) = self.published.assign(session, now)
         {
             return decision;
         }
         self.unusual(key, now)
     }
 
-    /// The version that a decision names.
-    pub fn version(&self, slot: VersionSlot) -> Option<&'static Version> {
-        slot.version()
+    /// The candidate, if a request of this session is to be mirrored to it now: a share of sessions, independent of who is
+    /// served by what. Wait-free, without allocation, clock or lock.
+    pub fn mirror(&self, session: &[u8], now: Timestamp) -> Option<VersionSlot> {
+        self.published.mirror(session, now)
+    }
+
+    /// Serves at the most this part of the candidate's share, until told otherwise: the keys that came in last go back to the
+    /// baseline first, as [`Reason::Capped`] and no evidence. See [`crate::DataPlane::keep_within`].
+    pub fn cap(&self, part: Share) {
+        let mut control = self.lock();
+        if control.cap != part {
+            control.cap = part;
+            self.publish(&control);
+        }
     }
 
     /// The router's clock: the time base of decisions, leases and recordings.
@@ -234,51 +273,21 @@ impl InProcessRouter {
     pub fn force_baseline(&self, why: &str) -> Result<()> {
         let mut control = self.lock();
         control.core.force_baseline(why, self.now());
-        self.publish(&control.core);
+        self.publish(&control);
         self.save(&mut control)
     }
 
-    /// Keyless, pinned, lapsed or forced, or the split is being replaced.
+    /// Keyless, pinned, dated, lapsed, forced, capped or counted ahead, or the split is being replaced.
     #[inline(never)]
     fn unusual(&self, key: &Key<'_>, now: Timestamp) -> Decision {
-        let Some(view) = &self.published.read() else {
-            return self.busy();
-        };
         let chance = if key.session.is_none() {
             self.keyless.chance()
         } else {
             0
         };
-        let live = now.as_millis() < view.deadline;
-        let role = |place| published::role(place, view.candidate_below, view.control_from);
-        let (role, reason) = match (key.pin, key.session) {
-            _ if view.forced => (Role::Baseline, Reason::Forced),
-            _ if !live => (Role::Baseline, Reason::Lapsed),
-            (Some(Pin::Candidate), _) if view.candidate.is_some() => {
-                (Role::Candidate, Reason::Pinned)
-            }
-            (Some(_), _) => (Role::Baseline, Reason::Pinned),
-            (None, Some(bytes)) => (role(place(bytes, view.salt)), Reason::Assigned),
-            (None, None) => (
-                role(place(&chance.to_le_bytes(), view.salt)),
-                Reason::Keyless,
-            ),
-        };
-        // Under a latch or a lapse nobody is assigned by chance.
-        decision(view, role, reason, key.randomised && live && !view.forced)
-    }
-
-    #[cold]
-    fn busy(&self) -> Decision {
-        let (version, epoch) = self.published.fallback();
-        Decision {
-            role: Role::Baseline,
-            reason: Reason::Busy,
-            epoch: Epoch::new(epoch),
-            version,
-            randomised: false,
-            controlled: false,
-        }
+        self.published
+            .decide(key, now, chance, &self.secret)
+            .unwrap_or_else(|| self.published.fallback())
     }
 
     fn lock(&self) -> MutexGuard<'_, Control> {
@@ -314,8 +323,8 @@ impl InProcessRouter {
     }
 
     /// Makes request threads see it. What it serves has been interned before; if not, what is in force stays.
-    fn publish(&self, core: &RouterCore) {
-        if let Ok(view) = view(core) {
+    fn publish(&self, control: &Control) {
+        if let Ok(view) = view(&control.core, control.cap) {
             self.published.write(&view);
         }
     }
@@ -332,18 +341,19 @@ impl InProcessRouter {
         control.core.pass(now);
         let mut next = control.core.clone();
         rules(&mut next, now).map_err(|refused| self.refused(&refused))?;
-        view(&next)?;
+        view(&next, control.cap)?;
         if raises {
             let mut saved = Control {
                 core: next,
                 durable: control.durable.take(),
+                cap: control.cap,
             };
             self.save(&mut saved)?;
             *control = saved;
-            self.publish(&control.core);
+            self.publish(&control);
         } else {
             control.core = next;
-            self.publish(&control.core);
+            self.publish(&control);
             self.save(&mut control)?;
         }
         Ok(control.core.state(now))
@@ -355,21 +365,6 @@ impl InProcessRouter {
             _ => ErrorKind::Permanent,
         };
         Error::new(kind, format!("router {}: {refused}", self.id)).because(refused.clone())
-    }
-}
-
-fn decision(view: &View, role: Role, reason: Reason, randomised: bool) -> Decision {
-    let version = match (role, view.candidate) {
-        (Role::Candidate, Some(candidate)) => candidate,
-        _ => view.baseline,
-    };
-    Decision {
-        role,
-        reason,
-        epoch: Epoch::new(view.epoch),
-        version,
-        randomised,
-        controlled: view.control_from < assign::END,
     }
 }
 
@@ -395,24 +390,26 @@ fn read_record(id: &RouterId, bytes: &[u8]) -> Result<Record> {
     serde_json::from_slice(bytes).map_err(damaged)
 }
 
-fn view(core: &RouterCore) -> Result<View> {
+fn view(core: &RouterCore, cap: Share) -> Result<View> {
     let full = |e: TooManyVersions| Error::permanent(e.to_string()).because(e);
     let split = core.split();
     let baseline = VersionSlot::intern(&split.baseline).map_err(full)?;
     let candidate = match &split.candidate {
-        Some(candidate) if split.share.basis_points() > 0 => {
-            Some(VersionSlot::intern(candidate).map_err(full)?)
-        }
+        Some(candidate) if split.exposes() => Some(VersionSlot::intern(candidate).map_err(full)?),
         _ => None,
     };
-    Ok(View::new(
+    let mut view = View::new(
         split,
         baseline,
         candidate,
         core.deadline(),
         core.lapsed(),
         core.latched(),
-    ))
+    );
+    if cap < Share::ALL {
+        view.capped_from = view.candidate_below * u64::from(cap.basis_points()) / 10_000;
+    }
+    Ok(view)
 }
 
 #[async_trait]

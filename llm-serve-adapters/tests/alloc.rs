@@ -58,8 +58,11 @@ fn neither_deciding_nor_recording_allocates() {
     let mut roles = [0; 3];
     let mut request = |key: &Key<'_>, n: u64| {
         let decision = router.decide(key, now);
-        assert!(decision.version.version().is_some());
-        roles[Role::ALL.iter().position(|r| *r == decision.role).unwrap()] += 1;
+        assert!(decision.version().is_some());
+        roles[Role::ALL
+            .iter()
+            .position(|r| *r == decision.role())
+            .unwrap()] += 1;
         let mut ticket = decision.begin(&recorder, now);
         ticket.first_token(now.after(Duration::from_millis(n)));
         ticket.tokens(17);

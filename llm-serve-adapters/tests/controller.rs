@@ -111,7 +111,7 @@ async fn without_a_controller_the_share_lapses_within_its_lease() {
             &llm_serve_adapters::router::Key::session(key.as_bytes()),
             now,
         );
-        decision.role == llm_serve_adapters::router::Role::Baseline
+        decision.role() == llm_serve_adapters::router::Role::Baseline
     });
     assert!(lapsed, "the dead-man's switch works without any controller");
 }
@@ -370,7 +370,7 @@ async fn a_silent_candidate_goes_back_although_it_finishes_nothing() {
                 now,
             )
         })
-        .filter(|d| d.role == llm_serve_adapters::router::Role::Candidate)
+        .filter(|d| d.role() == llm_serve_adapters::router::Role::Candidate)
         .map(|d| plane.recorder.begin(d, now))
         .collect();
     assert!(!hung.is_empty());

@@ -1,6 +1,6 @@
-//! Does one piece of the request path many times, for a tool that counts instructions: `guard decide|record N`.
+//! Does one piece of the request path many times, for a tool that counts instructions: `guard decide|record|record-local N`.
 
-use benches::recording::{record, samples};
+use benches::recording::{record, record_local, samples};
 use benches::{Error, data};
 use llm_serve_adapters::recorder::Recorder;
 use llm_serve_adapters::router::Key;
@@ -9,7 +9,7 @@ use std::hint::black_box;
 fn main() -> Result<(), Error> {
     let mut arguments = std::env::args().skip(1);
     let (Some(what), Some(times)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: guard decide|record N".into());
+        return Err("usage: guard decide|record|record-local N".into());
     };
     let times: usize = times.parse()?;
     match what.as_str() {
@@ -26,7 +26,14 @@ fn main() -> Result<(), Error> {
                 record(&recorder, black_box(sample));
             }
         }
-        other => return Err(format!("cannot do {other:?}: decide or record").into()),
+        "record-local" => {
+            let (recorder, samples) = (Recorder::new(["bad_format"])?, samples(5.0)?);
+            let local = recorder.local();
+            for sample in samples.iter().cycle().take(times) {
+                record_local(&local, black_box(sample));
+            }
+        }
+        other => return Err(format!("cannot do {other:?}: see the usage").into()),
     }
     Ok(())
 }

@@ -126,7 +126,7 @@ async fn a_stream_passes_untouched_and_is_understood() {
     let parts = &[ROLE, PIECE, PIECE, USAGE, DONE];
     let mut service = world.service(|request: &Request<()>| {
         let assignment = request.extensions().get::<Assignment>().unwrap();
-        assert_eq!(assignment.decision().reason, Reason::Assigned);
+        assert_eq!(assignment.decision().reason(), Reason::Assigned);
         assert_eq!(**assignment.version().unwrap().id(), version(1));
         assert!(assignment.flag("bad_format") && !assignment.flag("unknown"));
         Answer::Ok(reply(
@@ -380,7 +380,7 @@ async fn without_a_key_a_request_is_no_evidence() {
     let mut service = layer.layer(Handler(|request: &Request<()>| {
         let decision = *request.extensions().get::<Assignment>().unwrap().decision();
         assert_eq!(
-            (decision.role, decision.reason, decision.randomised),
+            (decision.role(), decision.reason(), decision.randomised()),
             (Role::Baseline, Reason::Pinned, false)
         );
         Answer::Ok(reply(200, "text/plain", Empty::<Bytes>::new()))

@@ -1,17 +1,16 @@
 //! Counters of one epoch and kind of request, written by one thread and read by any.
 
 use super::histogram::{self, BUCKETS};
-use crate::router::VersionSlot;
+use crate::router::Decision;
 use std::hint::spin_loop;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 pub(crate) const ASSIGNED: usize = 0;
-pub(crate) const STARTED: usize = 1;
-pub(crate) const TOKENS: usize = 2;
+pub(crate) const TOKENS: usize = 1;
 /// One for each [`super::OutcomeClass`], and one for cancels before the first token.
-pub(crate) const CLASSES: usize = 3;
+pub(crate) const CLASSES: usize = 2;
 pub(crate) const CLASS_COUNT: usize = 10;
 pub(crate) const FLAGS: usize = CLASSES + CLASS_COUNT;
 /// The most flags that a recorder knows.
@@ -22,7 +21,11 @@ pub(crate) const FIRST: usize = FLAGS + FLAG_COUNT;
 pub(crate) const VAIN: usize = FIRST + BUCKETS;
 /// Times from start to end.
 pub(crate) const DURATION: usize = VAIN + BUCKETS;
-const WORDS: usize = DURATION + BUCKETS;
+/// Tenths of a millisecond per output token, of replies that came in pieces.
+pub(crate) const PACE: usize = DURATION + BUCKETS;
+/// The longest time between two pieces of a reply.
+pub(crate) const GAP: usize = PACE + BUCKETS;
+const WORDS: usize = GAP + BUCKETS;
 
 /// What a reader found: plain numbers.
 #[derive(Debug, Clone)]
@@ -57,7 +60,12 @@ impl Totals {
     }
 
     pub(crate) fn duration_over(&self, limit: Duration) -> u64 {
-        histogram::over(self.part(DURATION..WORDS), limit)
+        histogram::over(self.part(DURATION..PACE), limit)
+    }
+
+    /// Requests that ended with a first token.
+    pub(crate) fn started(&self) -> u64 {
+        self.part(FIRST..VAIN).iter().sum()
     }
 
     pub(crate) fn first_token(&self, part: f64) -> Option<Duration> {
@@ -65,7 +73,15 @@ impl Totals {
     }
 
     pub(crate) fn duration(&self, part: f64) -> Option<Duration> {
-        histogram::quantile(self.part(DURATION..WORDS), part)
+        histogram::quantile(self.part(DURATION..PACE), part)
+    }
+
+    pub(crate) fn per_token(&self, part: f64) -> Option<Duration> {
+        histogram::quantile(self.part(PACE..GAP), part).map(|tenths| tenths / 10)
+    }
+
+    pub(crate) fn longest_gap(&self, part: f64) -> Option<Duration> {
+        histogram::quantile(self.part(GAP..WORDS), part)
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
@@ -80,73 +96,70 @@ impl Totals {
 #[error("a recording thread was interrupted in the middle of a write: read again")]
 pub(crate) struct Interrupted;
 
-/// What a cell is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Subject {
-    pub(crate) epoch: u64,
-    pub(crate) version: VersionSlot,
-    /// Whether the split has a control arm.
-    pub(crate) controlled: bool,
-}
-
 /// Counters of one epoch and kind of request. One thread writes; a sequence lock makes what belongs together whole for readers:
-/// an end, and the change to a newer epoch. Beginnings and first tokens are single words, which stand for themselves.
+/// an end, and the change to a newer epoch. Beginnings are single words, which stand for themselves.
 #[derive(Debug)]
 pub(crate) struct Cell {
     /// Odd during a write.
     sequence: AtomicU64,
-    /// Epoch + 1; zero before the first.
-    epoch: AtomicU64,
-    /// Version, and whether there is a control arm.
-    about: AtomicU64,
+    /// What it is about: see [`Decision::subject`]; [`NOTHING`] before the first.
+    subject: AtomicU64,
     words: [AtomicU64; WORDS],
 }
 
-const CONTROLLED: u64 = 1 << 16;
+/// No decision's subject: its epoch is the last, and its role is not left out.
+const NOTHING: u64 = u64::MAX;
 /// How often a reader tries before it gives up; it lets others run in between.
 const TRIES: usize = 2_000;
 
 impl Cell {
+    #[expect(
+        clippy::large_stack_arrays,
+        reason = "23 KB, once for each thread, role and epoch"
+    )]
     pub(crate) fn new() -> Self {
         Self {
             sequence: AtomicU64::new(0),
-            epoch: AtomicU64::new(0),
-            about: AtomicU64::new(0),
+            subject: AtomicU64::new(NOTHING),
             words: [const { AtomicU64::new(0) }; WORDS],
         }
     }
 
-    /// Makes it about this subject, forgetting an older one. `false` if it is already about a newer one. Only its writer calls it.
+    /// Whether it is about exactly this.
     #[inline]
-    pub(crate) fn claim(&self, subject: Subject) -> bool {
-        let (epoch, held) = (
-            subject.epoch.saturating_add(1),
-            self.epoch.load(Ordering::Relaxed),
-        );
-        if held < epoch {
-            self.recycle(subject, epoch);
-        }
-        held <= epoch
+    pub(crate) fn is_about(&self, decision: Decision) -> bool {
+        self.subject.load(Ordering::Relaxed) == decision.subject()
     }
 
-    #[cold]
-    #[inline(never)]
-    fn recycle(&self, subject: Subject, epoch: u64) {
+    /// What it is about; none before the first.
+    pub(crate) fn about(&self) -> Option<Decision> {
+        let subject = self.subject.load(Ordering::Relaxed);
+        (subject != NOTHING).then(|| Decision::from_bits(subject))
+    }
+
+    /// Makes it about this, forgetting what it has counted. Only its writer calls it.
+    pub(crate) fn recycle(&self, decision: Decision) {
         self.write(|cell| {
-            let controlled = if subject.controlled { CONTROLLED } else { 0 };
-            cell.about.store(
-                u64::from(subject.version.index()) | controlled,
-                Ordering::Relaxed,
-            );
-            cell.epoch.store(epoch, Ordering::Relaxed);
+            cell.subject.store(decision.subject(), Ordering::Relaxed);
             for word in &cell.words {
                 word.store(0, Ordering::Relaxed);
             }
         });
     }
 
+    /// Requests that have begun, and ended, the end first: what ends in between is still in flight then, never negative.
+    pub(crate) fn load(&self) -> (u64, u64) {
+        let ended = self.words[CLASSES..FLAGS].iter();
+        let ended = ended.map(|word| word.load(Ordering::Acquire)).sum();
+        (self.words[ASSIGNED].load(Ordering::Acquire), ended)
+    }
+
     /// One write, whole for readers. Only its writer calls it.
-    #[inline]
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
     pub(crate) fn write(&self, change: impl FnOnce(&Self)) {
         let sequence = self.sequence.load(Ordering::Relaxed);
         self.sequence
@@ -158,7 +171,11 @@ impl Cell {
     }
 
     /// Adds to one word. Only its writer calls it; what belongs together, within [`Self::write`].
-    #[inline]
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
     pub(crate) fn bump(&self, index: usize, by: u64) {
         if let Some(word) = self.words.get(index) {
             word.store(
@@ -177,30 +194,19 @@ impl Cell {
         });
     }
 
-    /// What it is about and holds, as of between two writes; none if it has never been used.
-    pub(crate) fn read(&self) -> Result<Option<(Subject, Totals)>, Interrupted> {
+    /// What it is about (its kind left out) and holds, as of between two writes; none if it has never been used.
+    pub(crate) fn read(&self) -> Result<Option<(Decision, Totals)>, Interrupted> {
         let mut totals = Totals::default();
         for attempt in 0..TRIES {
             let before = self.sequence.load(Ordering::Acquire);
-            let epoch = self.epoch.load(Ordering::Relaxed);
-            let about = self.about.load(Ordering::Relaxed);
-            // From the end, so that what has started has been assigned.
+            let about = self.about();
+            // From the end, so that what has ended has been assigned.
             for (to, from) in totals.words.iter_mut().zip(&self.words).rev() {
                 *to = from.load(Ordering::Relaxed);
             }
             fence(Ordering::Acquire);
             if before.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == before {
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    reason = "the low 16 bits are the slot"
-                )]
-                let version = VersionSlot::new(about as u16);
-                let subject = |epoch| Subject {
-                    epoch,
-                    version,
-                    controlled: about & CONTROLLED != 0,
-                };
-                return Ok(epoch.checked_sub(1).map(|epoch| (subject(epoch), totals)));
+                return Ok(about.map(|about| (about, totals)));
             }
             if attempt % 16 == 15 {
                 std::thread::yield_now();
@@ -215,34 +221,35 @@ impl Cell {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::router::{Role, VersionSlot};
     use std::sync::atomic::AtomicBool;
 
-    fn subject(epoch: u64) -> Subject {
-        Subject {
-            epoch,
-            version: VersionSlot::new(3),
-            controlled: true,
-        }
+    fn about(epoch: u64) -> Decision {
+        Decision::new(VersionSlot::new(3), Role::Control, epoch, true)
     }
 
     #[test]
-    fn a_newer_epoch_begins_at_zero_and_an_older_one_is_refused() {
+    fn what_it_is_about_is_told_and_a_new_subject_begins_at_zero() {
         let cell = Cell::new();
         assert!(cell.read().unwrap().is_none());
-        assert!(cell.claim(subject(4)));
-        cell.write(|c| c.bump(ASSIGNED, 2));
-        assert!(cell.claim(subject(4)));
-        let (found, totals) = cell.read().unwrap().unwrap();
-        assert_eq!((found, totals.get(ASSIGNED)), (subject(4), 2));
-        assert!(cell.claim(subject(8)));
-        assert_eq!(cell.read().unwrap().unwrap().1.get(ASSIGNED), 0);
-        assert!(!cell.claim(subject(4)));
+        for epoch in [0, 4, Decision::LAST_EPOCH] {
+            assert!(!cell.is_about(about(epoch)));
+            cell.recycle(about(epoch));
+            cell.write(|c| c.bump(ASSIGNED, 2));
+            assert!(cell.is_about(about(epoch)));
+            let (found, totals) = cell.read().unwrap().unwrap();
+            assert_eq!((found.epoch().get(), totals.get(ASSIGNED)), (epoch, 2));
+            assert_eq!(
+                (found.slot(), found.controlled()),
+                (VersionSlot::new(3), true)
+            );
+        }
     }
 
     #[test]
     fn a_reader_sees_whole_writes_only() {
         let cell = Cell::new();
-        cell.claim(subject(0));
+        cell.recycle(about(0));
         let (done, read) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
             scope.spawn(|| {

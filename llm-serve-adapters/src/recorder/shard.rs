@@ -1,49 +1,52 @@
 //! What each thread owns of a recorder, and what is left of it when the thread ends.
 
-use super::cell::{Cell, Interrupted, Subject, Totals};
+use super::cell::{Cell, Interrupted, Totals};
 use super::waiting::Waiting;
-use crate::router::{Decision, Grow, Role, VersionSlot};
+use crate::router::{Decision, Grow, Role, Slice, VersionSlot};
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// How many epochs a thread keeps: what ends later than that is counted as late.
 const EPOCHS: usize = 4;
-/// Three roles, each at random or apart.
-const KINDS: usize = 6;
+/// See [`Decision::kind`].
+const KINDS: usize = 23;
+/// How often a reader tries before it gives up; it lets others run in between.
+const TRIES: usize = 2_000;
 /// Versions whose load is found without a search: most processes never serve more.
 const FEW: usize = 8;
 
-/// What a request counts as: its role, and whether chance decided.
+/// The place of a decision's epoch among the last few.
+#[inline]
+fn turn(decision: Decision) -> usize {
+    usize::try_from(decision.epoch().get() % EPOCHS as u64).unwrap_or(0)
+}
+
+/// What a request counts as: its role, whether chance decided, its slice. See [`Decision::kind`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Kind(usize);
 
 impl Kind {
-    pub(crate) const fn new(role: Role, randomised: bool) -> Self {
-        let role = match role {
-            Role::Baseline => 0,
-            Role::Candidate => 1,
-            Role::Control => 2,
-        };
-        Self(if randomised { role } else { role + 3 })
-    }
-
     pub(crate) const fn role(self) -> Role {
-        match self.0 % 3 {
-            0 => Role::Baseline,
-            1 => Role::Candidate,
-            _ => Role::Control,
+        match self.0 {
+            1 | 5 => Role::Candidate,
+            2 | 6 => Role::Control,
+            _ => Role::Baseline,
         }
     }
 
     pub(crate) const fn randomised(self) -> bool {
-        self.0 < 3
+        !matches!(self.0, 4..=6)
+    }
+
+    pub(crate) fn slice(self) -> Option<Slice> {
+        Slice::of(self.0.checked_sub(7)?)
     }
 }
 
-/// Requests of one version, over all epochs.
+/// Requests of one version that its cells tell nothing of any more.
 #[derive(Debug, Default)]
 pub(crate) struct Load {
     pub(crate) begun: AtomicU64,
@@ -52,12 +55,9 @@ pub(crate) struct Load {
     pub(crate) exposed: AtomicU64,
 }
 
-#[inline]
-pub(crate) fn bump(word: &AtomicU64) {
-    word.store(
-        word.load(Ordering::Relaxed).wrapping_add(1),
-        Ordering::Relaxed,
-    );
+fn add(word: &AtomicU64, by: u64) {
+    let sum = word.load(Ordering::Relaxed).wrapping_add(by);
+    word.store(sum, Ordering::Relaxed);
 }
 
 /// One thread's part of a recorder: only that thread writes it (the part of ended threads: whoever holds the registry).
@@ -70,6 +70,8 @@ pub(crate) struct Shard {
     /// Where its search for a place among the waiting begins; no two threads begin at the same.
     pub(crate) home: usize,
     cells: [[OnceLock<Box<Cell>>; KINDS]; EPOCHS],
+    /// Odd while a cell's load is handed over to `load`.
+    folds: AtomicU64,
     /// Of the versions with the lowest slots; further ones are in `more`.
     load: [Load; FEW],
     more: Grow<Load>,
@@ -85,41 +87,104 @@ impl Shard {
             flags: Arc::clone(&registry.flags),
             home: number.wrapping_mul(64),
             cells: [const { [const { OnceLock::new() }; KINDS] }; EPOCHS],
+            folds: AtomicU64::new(0),
             load: Default::default(),
             more: Grow::new(Load::default()),
             late: AtomicU64::new(0),
         }
     }
 
-    /// The cell to record in; none (and counted) if its epoch is too long ago.
-    #[inline]
-    pub(crate) fn cell(&self, decision: &Decision) -> Option<&Cell> {
-        let subject = Subject {
-            epoch: decision.epoch.get(),
-            version: decision.version,
-            controlled: decision.controlled,
-        };
-        self.cell_of(subject, Kind::new(decision.role, decision.randomised))
-    }
-
-    #[inline]
-    fn cell_of(&self, subject: Subject, kind: Kind) -> Option<&Cell> {
-        let slot = usize::try_from(subject.epoch % EPOCHS as u64).unwrap_or(0);
-        let cell = self
-            .cells
-            .get(slot)?
-            .get(kind.0)?
-            .get_or_init(|| Box::new(Cell::new()));
-        if cell.claim(subject) {
-            Some(cell)
-        } else {
-            bump(&self.late);
-            None
+    /// The cell to record in; none if its epoch is too long ago.
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    pub(crate) fn cell(&self, decision: Decision) -> Option<&Cell> {
+        let cell = self.cells[turn(decision)].get(decision.kind())?;
+        match cell.get() {
+            Some(cell) if cell.is_about(decision) => Some(cell),
+            _ => self.claim(cell, decision),
         }
     }
 
-    #[inline]
-    pub(crate) fn load(&self, version: VersionSlot) -> &Load {
+    /// Makes it about this decision's epoch, unless it is about a newer one.
+    #[cold]
+    #[inline(never)]
+    fn claim<'a>(&self, cell: &'a OnceLock<Box<Cell>>, decision: Decision) -> Option<&'a Cell> {
+        let cell = cell.get_or_init(|| Box::new(Cell::new()));
+        match cell.about() {
+            Some(held) if held.epoch() > decision.epoch() => return None,
+            // A split was lowered within its epoch: the same requests.
+            Some(held) if held.epoch() == decision.epoch() => {}
+            Some(held) => self.fold(cell, held.slot(), decision),
+            None => cell.recycle(decision),
+        }
+        Some(cell)
+    }
+
+    /// Hands over what a cell tells about the load of a version, before it forgets.
+    fn fold(&self, cell: &Cell, version: VersionSlot, next: Decision) {
+        let sequence = self.folds.load(Ordering::Relaxed);
+        self.folds
+            .store(sequence.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        let ((begun, ended), load) = (cell.load(), self.load(version));
+        add(&load.begun, begun);
+        add(&load.ended, ended);
+        if next.role() == Role::Candidate {
+            add(&load.exposed, begun);
+        }
+        cell.recycle(next);
+        self.folds
+            .store(sequence.wrapping_add(2), Ordering::Release);
+    }
+
+    /// A request has begun, or ended, whose epoch is too long ago to be counted otherwise.
+    #[cold]
+    pub(crate) fn late(&self, decision: Decision, ended: bool) {
+        let load = self.load(decision.slot());
+        if ended {
+            add(&load.ended, 1);
+            add(&self.late, 1);
+        } else {
+            add(&load.begun, 1);
+            if decision.role() == Role::Candidate {
+                add(&load.exposed, 1);
+            }
+        }
+    }
+
+    /// Requests of a version that have begun, ended, and begun in the role of the candidate.
+    fn total_load(&self, version: VersionSlot) -> Result<(u64, u64, u64), Interrupted> {
+        for _ in 0..TRIES {
+            let before = self.folds.load(Ordering::Acquire);
+            let (mut begun, mut ended, mut exposed) = (0_u64, 0_u64, 0_u64);
+            if let Some(load) = self.known_load(version.index()) {
+                ended = load.ended.load(Ordering::Acquire);
+                begun = load.begun.load(Ordering::Acquire);
+                exposed = load.exposed.load(Ordering::Acquire);
+            }
+            for (kind, cell) in self.cells() {
+                if cell.about().is_some_and(|held| held.slot() == version) {
+                    let (more, fewer) = cell.load();
+                    begun = begun.wrapping_add(more);
+                    ended = ended.wrapping_add(fewer);
+                    if kind.role() == Role::Candidate {
+                        exposed = exposed.wrapping_add(more);
+                    }
+                }
+            }
+            fence(Ordering::Acquire);
+            if before.is_multiple_of(2) && self.folds.load(Ordering::Relaxed) == before {
+                return Ok((begun, ended, exposed));
+            }
+            std::thread::yield_now();
+        }
+        Err(Interrupted)
+    }
+
+    fn load(&self, version: VersionSlot) -> &Load {
         match self.load.get(usize::from(version.index())) {
             Some(load) => load,
             None => self.more.entry(version.index()),
@@ -145,10 +210,23 @@ impl Shard {
     fn absorb(&self, other: &Self) {
         for (kind, cell) in other.cells() {
             // Its writer has ended, so that nothing is ever in the middle of a write.
-            if let Ok(Some((subject, totals))) = cell.read()
-                && let Some(own) = self.cell_of(subject, kind)
-            {
+            let Ok(Some((about, totals))) = cell.read() else {
+                continue;
+            };
+            let own = self.cells[turn(about)].get(kind.0);
+            let own = own.and_then(|own| match own.get() {
+                Some(own) if own.is_about(about) => Some(&**own),
+                _ => self.claim(own, about.in_role(kind.role())),
+            });
+            if let Some(own) = own {
                 own.absorb(&totals);
+            } else {
+                let ((begun, ended), load) = (cell.load(), self.load(about.slot()));
+                add(&load.begun, begun);
+                add(&load.ended, ended);
+                if kind.role() == Role::Candidate {
+                    add(&load.exposed, begun);
+                }
             }
         }
         for (index, load) in (0..).zip(&other.load).chain(other.more.made()) {
@@ -158,19 +236,15 @@ impl Shard {
                 (&own.ended, &load.ended),
                 (&own.exposed, &load.exposed),
             ] {
-                let sum = to
-                    .load(Ordering::Relaxed)
-                    .wrapping_add(from.load(Ordering::Relaxed));
-                to.store(sum, Ordering::Relaxed);
+                add(to, from.load(Ordering::Relaxed));
             }
         }
-        let late = self.late.load(Ordering::Relaxed) + other.late.load(Ordering::Relaxed);
-        self.late.store(late, Ordering::Relaxed);
+        add(&self.late, other.late.load(Ordering::Relaxed));
     }
 }
 
 /// Sums over all threads, by epoch and kind.
-pub(crate) type Sums = BTreeMap<(u64, Kind), (Subject, Totals)>;
+pub(crate) type Sums = BTreeMap<(u64, Kind), (Decision, Totals)>;
 
 /// All shards of a recorder.
 pub(crate) struct Registry {
@@ -218,7 +292,11 @@ struct Own {
 
 impl Own {
     /// The shard of a recorder, if it is one of the first.
-    #[inline]
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
     fn first(&self, recorder: u64) -> Option<&Shard> {
         let mut first = self.first.iter().filter_map(OnceCell::get);
         first
@@ -257,24 +335,33 @@ impl Drop for Own {
     }
 }
 
-/// Runs on this thread's shard of a recorder; none if the recorder is gone.
-#[inline]
-pub(crate) fn on_own<R>(recorder: u64, run: impl FnOnce(&Shard) -> R) -> Option<R> {
-    let mut run = Some(run);
-    let usual = OWN.try_with(|own| {
-        let shard = own.first(recorder)?;
-        run.take().map(|run| run(shard))
-    });
-    match usual {
-        Ok(Some(done)) => Some(done),
-        _ => on_other(recorder, run?),
-    }
+/// Runs on this thread's shard of a recorder, if that is one of its first few; see [`on_other`].
+#[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+)]
+pub(crate) fn on_first<R>(recorder: u64, run: impl FnOnce(&Shard) -> R) -> Option<R> {
+    OWN.try_with(|own| own.first(recorder).map(run))
+        .ok()
+        .flatten()
 }
 
-/// The same where the shard is none of the first, there is none yet, or none any more.
+/// This thread's shard of a recorder; none if the recorder is gone, or the thread is ending.
+pub(crate) fn own(recorder: u64) -> Option<Arc<Shard>> {
+    let found = OWN.try_with(|own| {
+        let mut first = own.first.iter().filter_map(OnceCell::get);
+        let first = first.find(|(number, _)| *number == recorder);
+        first.map_or_else(|| own.any(recorder), |(_, shard)| Some(Arc::clone(shard)))
+    });
+    found.ok().flatten()
+}
+
+/// Runs on any shard of a recorder that this thread may use: for where it is none of the first, there is none yet, or none any
+/// more. None if the recorder is gone.
 #[cold]
 #[inline(never)]
-fn on_other<R>(recorder: u64, run: impl FnOnce(&Shard) -> R) -> Option<R> {
+pub(crate) fn on_other<R>(recorder: u64, run: impl FnOnce(&Shard) -> R) -> Option<R> {
     if let Ok(Some(shard)) = OWN.try_with(|own| own.any(recorder)) {
         return Some(run(&shard));
     }
@@ -306,7 +393,7 @@ impl Registry {
         self.shards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self) -> Arc<Shard> {
+    pub(crate) fn add(&self) -> Arc<Shard> {
         let mut shards = self.lock();
         let shard = Arc::new(Shard::new(self, shards.next));
         shards.next = shards.next.wrapping_add(1);
@@ -345,12 +432,12 @@ impl Registry {
         let mut sums = Sums::new();
         self.each(|shard| {
             for (kind, cell) in shard.cells() {
-                if let Some((subject, totals)) = cell.read()?
-                    && epoch.is_none_or(|epoch| epoch == subject.epoch)
+                if let Some((about, totals)) = cell.read()?
+                    && epoch.is_none_or(|epoch| epoch == about.epoch().get())
                 {
-                    sums.entry((subject.epoch, kind))
+                    sums.entry((about.epoch().get(), kind))
                         .and_modify(|(_, sum)| sum.add(&totals))
-                        .or_insert((subject, totals));
+                        .or_insert((about, totals));
                 }
             }
             Ok(())
@@ -359,26 +446,21 @@ impl Registry {
     }
 
     /// Requests of a version that have begun, ended, and begun in the role of the candidate.
-    pub(crate) fn load(&self, version: VersionSlot) -> (u64, u64, u64) {
+    pub(crate) fn load(&self, version: VersionSlot) -> Result<(u64, u64, u64), Interrupted> {
         let mut sum = (0_u64, 0_u64, 0_u64);
-        let counted = self.each(|shard| {
-            if let Some(load) = shard.known_load(version.index()) {
-                // The end first: a request that ends in between is then still in flight, never negative.
-                sum.1 = sum.1.wrapping_add(load.ended.load(Ordering::Acquire));
-            }
+        // A request may begin on one thread and end on another: all ends first, so that one that ends in between is still
+        // in flight, never negative.
+        self.each(|shard| {
+            sum.1 = sum.1.wrapping_add(shard.total_load(version)?.1);
             Ok(())
-        });
-        let counted = counted.and_then(|()| {
-            self.each(|shard| {
-                if let Some(load) = shard.known_load(version.index()) {
-                    sum.0 = sum.0.wrapping_add(load.begun.load(Ordering::Acquire));
-                    sum.2 = sum.2.wrapping_add(load.exposed.load(Ordering::Acquire));
-                }
-                Ok(())
-            })
-        });
-        debug_assert!(counted.is_ok(), "nothing here waits for a writer");
-        sum
+        })?;
+        self.each(|shard| {
+            let (begun, _, exposed) = shard.total_load(version)?;
+            sum.0 = sum.0.wrapping_add(begun);
+            sum.2 = sum.2.wrapping_add(exposed);
+            Ok(())
+        })?;
+        Ok(sum)
     }
 
     pub(crate) fn late(&self) -> u64 {

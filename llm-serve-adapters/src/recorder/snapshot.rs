@@ -2,7 +2,7 @@
 
 use super::cell::{self, Totals};
 use super::ticket::OutcomeClass;
-use crate::router::{Role, VersionSlot};
+use crate::router::{Role, Slice, VersionSlot};
 use llm_rollout::Epoch;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,9 +30,66 @@ impl Snapshot {
         for row in rows {
             sum.epoch = sum.epoch.max(row.epoch);
             sum.randomised &= row.randomised;
+            sum.slice = sum.slice.filter(|slice| row.slice == Some(*slice));
             sum.totals.add(&row.totals);
         }
         Some(sum)
+    }
+
+    /// What the candidate has really got since this epoch began, of everything that was served.
+    pub fn realised(&self, epoch: Epoch) -> Realised {
+        let mut realised = Realised::default();
+        for row in self.rows.iter().filter(|row| row.epoch == epoch) {
+            realised.requests += row.assigned();
+            realised.tokens += row.tokens();
+            if row.role == Role::Candidate {
+                realised.candidate_requests += row.assigned();
+                realised.candidate_tokens += row.tokens();
+            }
+        }
+        realised
+    }
+}
+
+/// What the candidate has really got, of requests and of output tokens. A share of requests is not one of tokens: sessions
+/// differ, and so do versions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Realised {
+    /// Requests assigned, to whomever.
+    pub requests: u64,
+    /// Those of the candidate.
+    pub candidate_requests: u64,
+    /// Output tokens of requests that have ended, by whomever.
+    pub tokens: u64,
+    /// Those of the candidate.
+    pub candidate_tokens: u64,
+}
+
+impl Realised {
+    /// The candidate's part of the requests, 0 to 1; none before the first.
+    pub fn request_share(&self) -> Option<f64> {
+        (self.requests > 0).then(|| self.candidate_requests as f64 / self.requests as f64)
+    }
+
+    /// The candidate's part of the tokens, 0 to 1; none before the first.
+    pub fn token_share(&self) -> Option<f64> {
+        (self.tokens > 0).then(|| self.candidate_tokens as f64 / self.tokens as f64)
+    }
+
+    /// What has come since an earlier reading of the same epoch.
+    #[must_use]
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        Self {
+            requests: self.requests.saturating_sub(before.requests),
+            candidate_requests: self
+                .candidate_requests
+                .saturating_sub(before.candidate_requests),
+            tokens: self.tokens.saturating_sub(before.tokens),
+            candidate_tokens: self
+                .candidate_tokens
+                .saturating_sub(before.candidate_tokens),
+        }
     }
 }
 
@@ -42,6 +99,7 @@ pub struct Row {
     pub(crate) epoch: Epoch,
     pub(crate) role: Role,
     pub(crate) randomised: bool,
+    pub(crate) slice: Option<Slice>,
     pub(crate) version: VersionSlot,
     pub(crate) flags: Arc<[String]>,
     pub(crate) totals: Totals,
@@ -63,6 +121,11 @@ impl Row {
         self.randomised
     }
 
+    /// The slice of users that they belong to, where the split counts slices ahead.
+    pub fn slice(&self) -> Option<Slice> {
+        self.slice
+    }
+
     /// The version that served them.
     pub fn version(&self) -> VersionSlot {
         self.version
@@ -73,9 +136,9 @@ impl Row {
         self.totals.get(cell::ASSIGNED)
     }
 
-    /// Requests with a first token.
+    /// Requests that have ended with a first token.
     pub fn started(&self) -> u64 {
-        self.totals.get(cell::STARTED)
+        self.totals.started()
     }
 
     /// Requests that have ended.
@@ -125,5 +188,14 @@ impl Row {
     /// A quantile (0 to 1) of the time from start to end, to 1.6 %.
     pub fn duration(&self, quantile: f64) -> Option<Duration> {
         self.totals.duration(quantile)
+    }
+    /// A quantile (0 to 1) of the time per output token after the first, to 1.6 % or 0.1 ms, of replies that came in pieces.
+    pub fn per_token(&self, quantile: f64) -> Option<Duration> {
+        self.totals.per_token(quantile)
+    }
+
+    /// A quantile (0 to 1) of the longest time between two pieces of a reply, to 1.6 %.
+    pub fn longest_gap(&self, quantile: f64) -> Option<Duration> {
+        self.totals.longest_gap(quantile)
     }
 }

@@ -2,10 +2,9 @@
 
 use super::Recorder;
 use super::cell::{CLASSES, FLAGS, Totals};
-use super::shard::Kind;
 use super::ticket::OutcomeClass;
 use crate::host::{Cursor, Error, MetricSource, Query, Reading, Result};
-use crate::router::{Role, VersionSlot};
+use crate::router::{Role, Slice, VersionSlot};
 use async_trait::async_trait;
 use llm_gates::{Counts, Increment, Window};
 use llm_rollout::{Heartbeat, MetricDef, Timestamp};
@@ -28,28 +27,41 @@ struct Arms {
     control: Counts,
 }
 
+/// What one metric has counted of one slice of users, all of them served by the baseline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SliceCounts {
+    /// The metric's name.
+    pub metric: String,
+    /// Which of [`llm_rollout::Split::ahead`]: the share whose users these are.
+    pub index: usize,
+    /// Those who will get the candidate at that share.
+    pub candidate: Counts,
+    /// As many from the other end of the hash range, whence control arms come.
+    pub baseline: Counts,
+}
+
 impl Recorder {
     fn stand(&self, query: &Query<'_>, now: Timestamp) -> Result<(Stand, bool)> {
         let totals = self
             .registry
             .totals(Some(query.epoch.get()))
             .map_err(|e| Error::transient(e.to_string()).because(e))?;
-        let controlled = totals.values().any(|(subject, _)| subject.controlled);
+        let controlled = totals.values().any(|(about, _)| about.controlled());
         let of = |role| {
-            totals
-                .get(&(query.epoch.get(), Kind::new(role, true)))
-                .map(|(_, t)| t)
+            let kinds = totals.iter();
+            let kinds = kinds.filter(|((_, kind), _)| kind.randomised() && kind.role() == role);
+            let mut sum = Totals::default();
+            kinds.for_each(|(_, (_, totals))| sum.add(totals));
+            sum
         };
+        let [baseline, candidate, control] = Role::ALL.map(of);
         let mut metrics = BTreeMap::new();
         for (name, def) in query.metrics {
-            let count = |role| match of(role) {
-                Some(totals) => self.count(name, def, totals),
-                None => self.count(name, def, &Totals::default()),
-            };
             let arms = Arms {
-                candidate: count(Role::Candidate)?,
-                baseline: count(Role::Baseline)?,
-                control: count(Role::Control)?,
+                candidate: self.count(name, def, &candidate)?,
+                baseline: self.count(name, def, &baseline)?,
+                control: self.count(name, def, &control)?,
             };
             metrics.insert(name.clone(), arms);
         }
@@ -102,11 +114,55 @@ impl Recorder {
         })
     }
 
+    /// What the plan's binary metrics have counted of each slice of users while the baseline serves everybody: what
+    /// [`llm_gates::Evidence::learn_slice`] is told before the ramp. The slice of a share is everybody who will get the
+    /// candidate at that share; it is compared with those who will be its control arm, where slices of either side were
+    /// counted.
+    ///
+    /// # Errors
+    /// As [`MetricSource::open`].
+    pub fn slices(&self, query: &Query<'_>) -> Result<Vec<SliceCounts>> {
+        let totals = self
+            .registry
+            .totals(Some(query.epoch.get()))
+            .map_err(|e| Error::transient(e.to_string()).because(e))?;
+        let mut slices = Vec::new();
+        let within = |index: usize, control: bool| {
+            let kinds = totals
+                .iter()
+                .filter_map(|((_, kind), (_, totals))| Some((kind.slice()?, totals)));
+            let kinds =
+                kinds.filter(|(slice, _)| slice.is_control() == control && slice.index() <= index);
+            let mut sum = Totals::default();
+            kinds.for_each(|(_, totals)| sum.add(totals));
+            sum
+        };
+        let known = totals.keys().filter_map(|(_, kind)| kind.slice());
+        let Some(last) = known.map(Slice::index).max() else {
+            return Ok(slices);
+        };
+        for index in 0..=last {
+            let (candidate, control) = (within(index, false), within(index, true));
+            for (name, def) in query.metrics {
+                slices.push(SliceCounts {
+                    metric: name.clone(),
+                    index,
+                    candidate: self.count(name, def, &candidate)?,
+                    baseline: self.count(name, def, &control)?,
+                });
+            }
+        }
+        Ok(slices)
+    }
+
     fn heartbeat(&self, query: &Query<'_>, now: Timestamp) -> Heartbeat {
         let Some(slot) = VersionSlot::find(query.candidate) else {
             return Heartbeat::default();
         };
-        let (_, _, exposed) = self.registry.load(slot);
+        let Ok((_, _, exposed)) = self.registry.load(slot) else {
+            // It comes again with the next reading.
+            return Heartbeat::default();
+        };
         Heartbeat {
             exposed,
             waiting: self.registry.waiting.oldest(slot, now),

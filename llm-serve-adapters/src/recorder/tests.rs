@@ -1,7 +1,7 @@
 use super::*;
 use crate::host::{Cursor, ErrorKind, MetricSource, Query, Reading};
 use crate::router::tests::{at, version};
-use crate::router::{Reason, Role};
+use crate::router::{Role, Slice};
 use llm_gates::{Counts, Increment};
 use llm_rollout::MetricDef;
 use proptest::prelude::*;
@@ -9,14 +9,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 fn decision(role: Role, epoch: u64, of: u32) -> Decision {
-    Decision {
-        role,
-        reason: Reason::Assigned,
-        epoch: Epoch::new(epoch),
-        version: VersionSlot::intern(&version(of)).unwrap(),
-        randomised: true,
-        controlled: false,
-    }
+    let slot = VersionSlot::intern(&version(of)).unwrap();
+    Decision::new(slot, role, epoch, false)
 }
 
 fn metrics() -> BTreeMap<String, MetricDef> {
@@ -162,10 +156,8 @@ fn a_control_arm_is_what_the_candidate_is_compared_with() {
         (Role::Control, OutcomeClass::Ok),
         (Role::Candidate, OutcomeClass::Ok),
     ] {
-        let decision = Decision {
-            controlled: true,
-            ..decision(role, 1, 1)
-        };
+        let slot = VersionSlot::intern(&version(1)).unwrap();
+        let decision = Decision::new(slot, role, 1, true);
         world.recorder.begin(decision, at(0)).finish(class, at(1));
     }
     let reading = world.read(&cursor, 10).unwrap();
@@ -176,10 +168,7 @@ fn a_control_arm_is_what_the_candidate_is_compared_with() {
 fn only_what_chance_assigned_is_evidence() {
     let world = World::new();
     let cursor = world.open(0);
-    let pinned = Decision {
-        randomised: false,
-        ..decision(Role::Candidate, 1, 2)
-    };
+    let pinned = decision(Role::Candidate, 1, 2).evidence_if(false);
     world
         .recorder
         .begin(pinned, at(0))
@@ -189,7 +178,7 @@ fn only_what_chance_assigned_is_evidence() {
     // But it is exposure, and it is shown.
     assert_eq!(reading.heartbeat.unwrap().exposed, 1);
     let snapshot = world.recorder.snapshot().unwrap();
-    let row = snapshot.version(pinned.version, Role::Candidate).unwrap();
+    let row = snapshot.version(pinned.slot(), Role::Candidate).unwrap();
     assert_eq!(
         (row.assigned(), row.faults(), row.randomised()),
         (1, 1, false)
@@ -472,5 +461,152 @@ proptest! {
         };
         prop_assert_eq!(whole("errors"), Counts::new(n, faults));
         prop_assert!(whole("slow").k >= slow);
+    }
+}
+
+#[test]
+fn pieces_tell_the_time_per_token_and_the_longest_gap() {
+    let world = World::new();
+    for (tokens, tenths) in [(5, 500), (0, 500), (11, 200)] {
+        // Pieces at 100, 120, 150, 290 and 300 ms: 200 ms after the first, 140 ms between two.
+        let mut ticket = world.recorder.begin(decision(Role::Baseline, 1, 1), at(0));
+        for ms in [100, 120, 150, 290, 300] {
+            ticket.piece(at(ms));
+        }
+        ticket.tokens(tokens);
+        ticket.finish(OutcomeClass::Ok, at(320));
+        let snapshot = world.recorder.snapshot().unwrap();
+        let row = &snapshot.rows[0];
+        let exact = Duration::from_micros(tenths * 100);
+        let found = row.per_token(0.0).unwrap();
+        assert!(
+            found.abs_diff(exact) <= exact / 60 || tokens == 11,
+            "{found:?}"
+        );
+        let gap = row.longest_gap(0.5).unwrap().as_secs_f64();
+        assert!((gap / 0.14 - 1.0).abs() < 0.016, "{gap}");
+    }
+    let snapshot = world.recorder.snapshot().unwrap();
+    // 20 ms for each of the ten tokens after the first.
+    let quickest = snapshot.rows[0].per_token(0.0).unwrap().as_secs_f64();
+    assert!((quickest / 0.02 - 1.0).abs() < 0.016, "{quickest}");
+    // A reply in one piece has no pace.
+    let whole = World::new();
+    let mut ticket = whole.recorder.begin(decision(Role::Baseline, 1, 1), at(0));
+    ticket.piece(at(100));
+    ticket.finish(OutcomeClass::Ok, at(320));
+    assert_eq!(
+        whole.recorder.snapshot().unwrap().rows[0].per_token(0.5),
+        None
+    );
+}
+
+#[test]
+fn slices_are_counted_apart_and_are_the_baseline_all_the_same() {
+    let world = World::new();
+    let cursor = world.open(0);
+    // Twice as many in each slice as in the one before; every third fails.
+    for index in 0..3_usize {
+        for control in [false, true] {
+            let slice = Slice::new(index, control).unwrap();
+            let decision = decision(Role::Baseline, 1, 1).within(slice);
+            for n in 0..3 << index {
+                let class = if n % 3 == 0 && !control {
+                    OutcomeClass::Timeout
+                } else {
+                    OutcomeClass::Ok
+                };
+                world.recorder.begin(decision, at(0)).finish(class, at(1));
+            }
+        }
+    }
+    let slices = world.recorder.slices(&world.query()).unwrap();
+    let of = |index: usize| {
+        let mut found = slices.iter();
+        let found = found.find(|s| (s.metric.as_str(), s.index) == ("errors", index));
+        let found = found.unwrap();
+        (found.candidate, found.baseline)
+    };
+    // The users of a share are those of the smaller shares too.
+    assert_eq!(of(0), (Counts::new(3, 1), Counts::new(3, 0)));
+    assert_eq!(of(1), (Counts::new(9, 3), Counts::new(9, 0)));
+    assert_eq!(of(2), (Counts::new(21, 7), Counts::new(21, 0)));
+    let reading = world.read(&cursor, 10).unwrap();
+    assert_eq!(
+        arms(&reading, "errors"),
+        (Counts::default(), Counts::new(42, 7))
+    );
+    let snapshot = world.recorder.snapshot().unwrap();
+    assert_eq!(snapshot.rows.len(), 6);
+    assert!(snapshot.rows.iter().all(|row| row.slice().is_some()));
+}
+
+#[test]
+fn what_a_candidate_really_got_is_known_by_requests_and_by_tokens() {
+    let world = World::new();
+    for (role, tokens, times) in [
+        (Role::Baseline, 10, 6),
+        (Role::Control, 20, 2),
+        (Role::Candidate, 100, 2),
+    ] {
+        for _ in 0..times {
+            let mut ticket = world.recorder.begin(decision(role, 1, 1), at(0));
+            ticket.tokens(tokens);
+            ticket.finish(OutcomeClass::Ok, at(1));
+        }
+    }
+    let realised = world.recorder.snapshot().unwrap().realised(Epoch::new(1));
+    assert_eq!(realised.request_share(), Some(0.2));
+    assert_eq!(realised.token_share(), Some(200.0 / 300.0));
+    let none = world.recorder.snapshot().unwrap().realised(Epoch::new(2));
+    assert_eq!((none.request_share(), none.token_share()), (None, None));
+}
+
+#[test]
+fn load_survives_what_its_cells_forget() {
+    let world = World::new();
+    let of = |epoch| decision(Role::Candidate, epoch, 2);
+    let open: Vec<_> = (0..40)
+        .map(|epoch| world.recorder.begin(of(epoch), at(0)))
+        .collect();
+    assert_eq!(world.recorder.in_flight(&version(2)), 40);
+    // An old split's request begins after newer ones.
+    let late = world.recorder.begin(of(1), at(0));
+    assert_eq!(world.recorder.in_flight(&version(2)), 41);
+    late.finish(OutcomeClass::Ok, at(1));
+    let reading = world.read(&world.open(0), 1).unwrap();
+    assert_eq!(reading.heartbeat.unwrap().exposed, 41);
+    for (ended, ticket) in open.into_iter().enumerate() {
+        assert_eq!(world.recorder.in_flight(&version(2)), 40 - ended as u64);
+        ticket.finish(OutcomeClass::Ok, at(1));
+    }
+    assert_eq!(world.recorder.in_flight(&version(2)), 0);
+}
+
+#[test]
+fn a_threads_counters_in_hand_count_like_any() {
+    let world = World::new();
+    let other = Recorder::new(Vec::<String>::new()).unwrap();
+    let local = world.recorder.local();
+    local.finish(
+        local.begin(decision(Role::Baseline, 1, 1), at(0)),
+        OutcomeClass::Ok,
+        at(1),
+    );
+    // A ticket of another recorder is recorded there.
+    local.finish(
+        other.begin(decision(Role::Baseline, 1, 1), at(0)),
+        OutcomeClass::Ok,
+        at(1),
+    );
+    drop(world.recorder.begin(decision(Role::Baseline, 1, 1), at(0)));
+    drop(other.local().begin(decision(Role::Baseline, 1, 1), at(0)));
+    for recorder in [&world.recorder, &other] {
+        let snapshot = recorder.snapshot().unwrap();
+        let row = &snapshot.rows[0];
+        assert_eq!(
+            (row.assigned(), row.finished(), row.ended(OutcomeClass::Ok)),
+            (2, 2, 1)
+        );
     }
 }

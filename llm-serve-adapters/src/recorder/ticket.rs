@@ -1,10 +1,10 @@
 //! One request from its decision to its end.
 
 use super::cell::{
-    ASSIGNED, CLASSES, Cell, DURATION, FIRST, FLAG_COUNT, FLAGS, STARTED, TOKENS, VAIN,
+    ASSIGNED, CLASSES, Cell, DURATION, FIRST, FLAG_COUNT, FLAGS, GAP, PACE, TOKENS, VAIN,
 };
 use super::histogram::bucket;
-use super::shard::{Shard, bump, on_own};
+use super::shard::{Registry, Shard, on_first, on_other};
 use super::waiting::Place;
 use crate::router::{Decision, Role};
 use llm_rollout::Timestamp;
@@ -105,7 +105,8 @@ impl From<OutcomeClass> for Outcome {
 #[must_use = "dropping a ticket records an abandoned request"]
 pub struct Ticket(Request);
 
-/// What a ticket knows: plain values, so that a request that stays in one function can stay in registers.
+/// What a ticket knows: plain values, so that a request that stays in one function can stay in registers. It touches its
+/// thread's counters when it begins and when it ends, and in between only if the candidate's first token is waited for.
 #[derive(Clone, Copy)]
 struct Request {
     /// The recorder's number: each call records on the shard of the thread that it is made on.
@@ -113,41 +114,62 @@ struct Request {
     decision: Decision,
     begun: Timestamp,
     first: Option<Timestamp>,
-    /// The last moment that anybody told.
-    last: Timestamp,
     tokens: u64,
+    /// Of a reply in pieces: how many came after the first, when the last came, and the longest time between two.
+    pieces: u64,
+    piece: Timestamp,
+    gap: u64,
     flags: u16,
     place: Option<Place>,
 }
 
 impl Ticket {
-    #[inline]
-    pub(crate) fn begin(shard: &Shard, decision: Decision, now: Timestamp) -> Self {
-        if let Some(cell) = shard.cell(&decision) {
-            cell.bump(ASSIGNED, 1);
-        }
-        let load = shard.load(decision.version);
-        bump(&load.begun);
-        let mut place = None;
-        if decision.role == Role::Candidate {
-            bump(&load.exposed);
-            place = shard.waiting.enter(shard.home, decision.version, now);
-        }
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    pub(crate) fn begin(registry: &Registry, decision: Decision, now: Timestamp) -> Self {
+        let recorder = registry.recorder;
+        let place = match on_first(recorder, |shard| enter(shard, decision, now)) {
+            Some(place) => place,
+            None => enter_elsewhere(registry, decision, now),
+        };
+        Self::opened(recorder, decision, now, place)
+    }
+
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    pub(crate) fn begin_on(shard: &Shard, decision: Decision, now: Timestamp) -> Self {
+        Self::opened(shard.recorder, decision, now, enter(shard, decision, now))
+    }
+
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    fn opened(recorder: u64, decision: Decision, now: Timestamp, place: Option<Place>) -> Self {
         Self(Request {
-            recorder: shard.recorder,
+            recorder,
             decision,
             begun: now,
             first: None,
-            last: now,
             tokens: 0,
+            pieces: 0,
+            piece: now,
+            gap: 0,
             flags: 0,
             place,
         })
     }
 
     /// What was decided.
-    pub fn decision(&self) -> &Decision {
-        &self.0.decision
+    pub fn decision(&self) -> Decision {
+        self.0.decision
     }
 
     /// When it began.
@@ -155,30 +177,51 @@ impl Ticket {
         self.0.begun
     }
 
-    /// The first non-empty piece of content, reasoning, tool call or refusal has come. Only the first call counts.
-    #[inline]
-    pub fn first_token(&mut self, now: Timestamp) {
-        self.0.last = self.0.last.max(now);
-        if self.0.first.is_some() {
-            return;
-        }
-        self.0.first = Some(now);
-        let (decision, place) = (self.0.decision, self.0.place.take());
-        let _ = on_own(self.0.recorder, move |shard| {
-            leave(shard, place);
-            if let Some(cell) = shard.cell(&decision) {
-                cell.bump(STARTED, 1);
-            }
-        });
+    /// When the first token came, if it has.
+    pub fn started(&self) -> Option<Timestamp> {
+        self.0.first
     }
 
-    /// Whether a first token has come.
-    pub fn has_started(&self) -> bool {
-        self.0.first.is_some()
+    /// The first non-empty piece of content, reasoning, tool call or refusal has come. Only the first call counts.
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    pub fn first_token(&mut self, now: Timestamp) {
+        let request = &mut self.0;
+        if request.first.is_some() {
+            return;
+        }
+        request.first = Some(now);
+        request.piece = now;
+        if let Some(place) = request.place.take() {
+            arrived(request.recorder, place);
+        }
+    }
+
+    /// A non-empty piece of the reply has come, the first or a further one: besides the first token this records the time per
+    /// output token and the longest gap.
+    #[inline]
+    pub fn piece(&mut self, now: Timestamp) {
+        if self.0.first.is_none() {
+            self.first_token(now);
+            return;
+        }
+        let request = &mut self.0;
+        request.pieces += 1;
+        request.gap = request
+            .gap
+            .max(now.as_millis().saturating_sub(request.piece.as_millis()));
+        request.piece = request.piece.max(now);
     }
 
     /// This many more output tokens.
-    #[inline]
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
     pub fn tokens(&mut self, more: u64) {
         self.0.tokens = self.0.tokens.saturating_add(more);
     }
@@ -187,7 +230,10 @@ impl Ticket {
     /// nothing was raised.
     pub fn flag(&mut self, name: &str) -> bool {
         let named = |shard: &Shard| shard.flags.iter().position(|flag| flag == name);
-        let index = on_own(self.0.recorder, named).flatten();
+        let recorder = self.0.recorder;
+        let index = on_first(recorder, named)
+            .or_else(|| on_other(recorder, named))
+            .flatten();
         if let Some(index) = index {
             self.0.flags |= 1 << index;
         }
@@ -200,56 +246,145 @@ impl Ticket {
     }
 
     /// Records how it ended.
-    #[inline]
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
     pub fn finish(self, outcome: impl Into<Outcome>, now: Timestamp) {
         let class = outcome.into().class;
         // From here on nothing is left to be dropped: it owns nothing.
-        let mut request = ManuallyDrop::new(self).0;
-        request.last = request.last.max(now);
-        request.close(class, true);
+        let request = ManuallyDrop::new(self).0;
+        if on_first(request.recorder, |shard| {
+            request.close(shard, class, Some(now));
+        })
+        .is_none()
+        {
+            close_elsewhere(request, class, Some(now));
+        }
+    }
+
+    /// The same on a shard in hand, if it is of the same recorder.
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    pub(crate) fn finish_on(self, shard: &Shard, outcome: Outcome, now: Timestamp) {
+        let request = ManuallyDrop::new(self).0;
+        if shard.recorder == request.recorder {
+            request.close(shard, outcome.class, Some(now));
+        } else {
+            close_anywhere(request, outcome.class, Some(now));
+        }
     }
 }
 
 impl Request {
-    #[inline]
-    fn close(self, class: OutcomeClass, timed: bool) {
+    /// `now`: none for one that was dropped, of which nobody knows how long it took.
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    fn close(self, shard: &Shard, class: OutcomeClass, now: Option<Timestamp>) {
+        if let Some(place) = self.place {
+            shard.waiting.leave(place);
+        }
+        let Some(cell) = shard.cell(self.decision) else {
+            shard.late(self.decision, true);
+            return;
+        };
         let elapsed = |until: Timestamp| until.as_millis().saturating_sub(self.begun.as_millis());
         let first = self.first.map(|first| bucket(elapsed(first)));
-        let whole = timed.then(|| bucket(elapsed(self.last)));
+        let whole = now.map(|now| bucket(elapsed(now)));
         let class = match (class, first) {
             (OutcomeClass::ClientCancel, None) => OutcomeClass::EARLY_CANCEL,
             _ => class.index(),
         };
-        // Nothing is left to record to when the recorder is gone.
-        let _ = on_own(self.recorder, move |shard| {
-            leave(shard, self.place);
-            bump(&shard.load(self.decision.version).ended);
-            let Some(cell) = shard.cell(&self.decision) else {
-                return;
-            };
-            cell.write(|cell| {
-                cell.bump(CLASSES + class, 1);
-                match (first, whole) {
-                    (Some(first), _) => cell.bump(FIRST + first, 1),
-                    (None, Some(whole)) => cell.bump(VAIN + whole, 1),
-                    (None, None) => {}
-                }
-                if let Some(whole) = whole {
-                    cell.bump(DURATION + whole, 1);
-                }
-                cell.bump(TOKENS, self.tokens);
-                if self.flags != 0 {
-                    raise(cell, self.flags);
-                }
-            });
+        cell.write(|cell| {
+            cell.bump(CLASSES + class, 1);
+            match (first, whole) {
+                (Some(first), _) => cell.bump(FIRST + first, 1),
+                (None, Some(whole)) => cell.bump(VAIN + whole, 1),
+                (None, None) => {}
+            }
+            if let Some(whole) = whole {
+                cell.bump(DURATION + whole, 1);
+            }
+            cell.bump(TOKENS, self.tokens);
+            if let (Some(first), 1..) = (self.first, self.pieces) {
+                // (last - first) / (n - 1) with n tokens, or pieces where nobody counted.
+                let between = self.tokens.saturating_sub(1).max(self.pieces);
+                let span = self.piece.as_millis().saturating_sub(first.as_millis());
+                pace(cell, span, between, self.gap);
+            }
+            if self.flags != 0 {
+                raise(cell, self.flags);
+            }
         });
     }
 }
 
-#[inline]
-fn leave(shard: &Shard, place: Option<Place>) {
-    if let Some(place) = place {
-        shard.waiting.leave(place);
+#[inline(never)]
+fn pace(cell: &Cell, span: u64, tokens: u64, gap: u64) {
+    let tenths = span.saturating_mul(10) / tokens.max(1);
+    cell.bump(PACE + bucket(tenths), 1);
+    cell.bump(GAP + bucket(gap), 1);
+}
+
+/// A request begins: it is counted, and its first token waited for.
+#[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+)]
+fn enter(shard: &Shard, decision: Decision, now: Timestamp) -> Option<Place> {
+    match shard.cell(decision) {
+        Some(cell) => cell.bump(ASSIGNED, 1),
+        None => shard.late(decision, false),
+    }
+    if decision.role() == Role::Candidate {
+        shard.waiting.enter(shard.home, decision.slot(), now)
+    } else {
+        None
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn enter_elsewhere(registry: &Registry, decision: Decision, now: Timestamp) -> Option<Place> {
+    let begin = |shard: &Shard| enter(shard, decision, now);
+    // It is there as long as the registry is.
+    on_other(registry.recorder, begin).unwrap_or_else(|| registry.on_retired(begin))
+}
+
+#[cold]
+#[inline(never)]
+fn close_elsewhere(request: Request, class: OutcomeClass, now: Option<Timestamp>) {
+    // Nothing is left to record to when the recorder is gone.
+    let _ = on_other(request.recorder, |shard| request.close(shard, class, now));
+}
+
+/// Nobody has said how it ended. Out of the way, so that a ticket that is finished need not be in memory.
+#[inline(never)]
+fn abandoned(request: Request) {
+    close_anywhere(request, OutcomeClass::ClientCancel, None);
+}
+
+#[inline(never)]
+fn close_anywhere(request: Request, class: OutcomeClass, now: Option<Timestamp>) {
+    if on_first(request.recorder, |shard| request.close(shard, class, now)).is_none() {
+        close_elsewhere(request, class, now);
+    }
+}
+
+/// A first token has come that was waited for.
+#[inline(never)]
+fn arrived(recorder: u64, place: Place) {
+    let leave = |shard: &Shard| shard.waiting.leave(place);
+    if on_first(recorder, leave).is_none() {
+        let _ = on_other(recorder, leave);
     }
 }
 
@@ -261,9 +396,13 @@ fn raise(cell: &Cell, flags: u16) {
 }
 
 impl Drop for Ticket {
-    #[inline]
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
     fn drop(&mut self) {
-        self.0.close(OutcomeClass::ClientCancel, false);
+        abandoned(self.0);
     }
 }
 

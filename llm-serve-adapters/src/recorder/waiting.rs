@@ -32,6 +32,7 @@ impl Waiting {
     }
 
     /// Takes a place, beginning the search at the caller's own.
+    #[inline(never)]
     pub(crate) fn enter(&self, from: usize, version: VersionSlot, now: Timestamp) -> Option<Place> {
         let word = 1 | u64::from(version.index()) << 1 | now.as_millis() << 17;
         for index in (from..from.saturating_add(PROBES)).map(|i| i % SLOTS) {

@@ -1,8 +1,9 @@
 //! The rules of a router, as plain data with time as an argument: nothing here waits, persists or reads a clock.
 
+use super::decision::Decision;
 use llm_rollout::{
-    Direction, Epoch, Fence, Format, Order, Position, RolloutId, RouterClock, RouterState, Split,
-    Timestamp,
+    Direction, Epoch, Fence, Format, Order, Position, Raise, RolloutId, RouterClock, RouterState,
+    Split, Timestamp,
 };
 use llm_version_core::VersionId;
 use serde::{Deserialize, Serialize};
@@ -424,6 +425,19 @@ fn check_shape(order: &Order) -> Result<&RolloutId, Refused> {
         if split.lease.is_none() {
             return Err(Refused::Malformed("a share or a mirror without a lease"));
         }
+    }
+    if split.epoch.get() > Decision::LAST_EPOCH {
+        return Err(Refused::Malformed("an epoch that no rollout reaches"));
+    }
+    if split.ramp.len() > Split::LONGEST_RAMP || split.ahead.len() > Split::MOST_AHEAD {
+        return Err(Refused::Malformed("a longer ramp than anybody needs"));
+    }
+    let too_much =
+        |raise: &Raise| raise.share.basis_points() + raise.control.basis_points() > 10_000;
+    if split.ramp.iter().any(too_much) {
+        return Err(Refused::Malformed(
+            "candidate and control arm together were more than everything",
+        ));
     }
     if split.share.basis_points() + split.control.basis_points() > 10_000 {
         return Err(Refused::Malformed(

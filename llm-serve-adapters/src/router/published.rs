@@ -1,27 +1,40 @@
 //! What request threads read: a few words behind a sequence lock, in safe Rust.
+//!
+//! The usual request (a key, nothing lapsed, forced, capped or counted ahead) reads one cache line and the salted secret
+//! beside it; what it gets is ready-made. Everything else is worked out under the same lock, without a copy.
 
-use super::assign;
-use super::decision::{Decision, Reason, Role};
+use super::assign::{self, Secret};
+use super::decision::{Decision, Reason, Role, Slice};
+use super::hash;
+use super::key::{Key, Pin};
 use super::versions::VersionSlot;
-use llm_rollout::{Epoch, Split, Timestamp};
+use llm_rollout::{Split, Timestamp};
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// The split in force, as request threads need it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct View {
     /// Places below it belong to the candidate; at most 2^32.
     pub(crate) candidate_below: u64,
     /// Places from here on belong to the control arm; 2^32 for none.
     pub(crate) control_from: u64,
+    /// Of the candidate's places, those from here on are capped.
+    pub(crate) capped_from: u64,
     pub(crate) epoch: u64,
-    /// First moment at which not everything is as usual any more: zero if it has lapsed or the baseline is forced, the
-    /// largest number for never.
+    /// When the lease runs out: zero if it has lapsed, the largest number for never.
     pub(crate) deadline: u64,
     pub(crate) salt: u64,
     pub(crate) baseline: VersionSlot,
+    /// While it serves anything, or requests are mirrored to it.
     pub(crate) candidate: Option<VersionSlot>,
+    /// Mirrored are the requests whose second place is below; at most 2^32.
+    pub(crate) mirror_below: u64,
     pub(crate) forced: bool,
+    /// What older conversations keep: began before, then the first two above as of then.
+    pub(crate) ramp: Vec<[u64; 3]>,
+    /// The first of the above as of later stages.
+    pub(crate) ahead: Vec<u64>,
 }
 
 impl View {
@@ -33,81 +46,66 @@ impl View {
         lapsed: bool,
         forced: bool,
     ) -> Self {
-        let deadline = if lapsed || forced {
-            0
-        } else {
-            deadline.map_or(u64::MAX, Timestamp::as_millis)
-        };
-        Self {
-            candidate_below: if candidate.is_some() {
-                assign::threshold(split.share)
+        let share = |share| {
+            if candidate.is_some() {
+                assign::threshold(share)
             } else {
                 0
-            },
-            control_from: assign::END - assign::threshold(split.control),
+            }
+        };
+        let from = |control| assign::END - assign::threshold(control);
+        let ramp = split.ramp.iter().map(|raise| {
+            let before = raise.before.as_millis();
+            [before, share(raise.share), from(raise.control)]
+        });
+        let ahead = split.ahead.iter().map(|share| assign::threshold(*share));
+        Self {
+            candidate_below: share(split.share),
+            control_from: from(split.control),
+            capped_from: assign::END,
             epoch: split.epoch.get(),
-            deadline,
+            deadline: match deadline {
+                _ if lapsed => 0,
+                Some(deadline) => deadline.as_millis(),
+                None => u64::MAX,
+            },
             salt: split.salt,
             baseline,
             candidate,
+            mirror_below: share(split.mirror),
             forced,
+            ramp: ramp.take(RAMP).collect(),
+            ahead: ahead.take(Slice::MOST).collect(),
         }
     }
 
-    fn pack(&self) -> [u64; WORDS] {
-        let flag = |yes, flag| if yes { flag } else { 0 };
-        let candidate = self.candidate.unwrap_or(self.baseline);
-        [
-            u64::from(self.baseline.index())
-                | u64::from(candidate.index()) << SLOT_BITS
-                | flag(self.candidate.is_some(), HAS_CANDIDATE)
-                | flag(self.forced, FORCED),
-            self.candidate_below,
-            self.control_from,
-            self.epoch,
-            self.deadline,
-            self.salt,
-        ]
+    /// The decision about a request in this role, by the hash.
+    fn decision(&self, role: Role) -> Decision {
+        let slot = match (role, self.candidate) {
+            (Role::Candidate, Some(candidate)) => candidate,
+            _ => self.baseline,
+        };
+        let controlled = self.control_from < assign::END;
+        Decision::new(slot, role, self.epoch, controlled)
     }
 
-    fn unpack([about, candidate_below, control_from, epoch, deadline, salt]: [u64; WORDS]) -> Self {
-        Self {
-            candidate_below,
-            control_from,
-            epoch,
-            deadline,
-            salt,
-            baseline: slot_of(about, Role::Baseline),
-            candidate: (about & HAS_CANDIDATE != 0).then(|| slot_of(about, Role::Candidate)),
-            forced: about & FORCED != 0,
-        }
+    /// Until when the usual is all that there is.
+    fn usual_until(&self) -> u64 {
+        let unusual =
+            self.forced || self.capped_from < self.candidate_below || !self.ahead.is_empty();
+        if unusual { 0 } else { self.deadline }
     }
 }
 
-const WORDS: usize = 6;
-/// Versions and flags: the baseline, then the candidate (without one the baseline again), then the flags.
-const ABOUT: usize = 0;
-const CANDIDATE_BELOW: usize = 1;
-const CONTROL_FROM: usize = 2;
-const EPOCH: usize = 3;
-const DEADLINE: usize = 4;
-const SALT: usize = 5;
+const RAMP: usize = Split::LONGEST_RAMP;
+const _: () = assert!(Slice::MOST == Split::MOST_AHEAD);
 
-const SLOT_BITS: u32 = 16;
-const HAS_CANDIDATE: u64 = 1 << 32;
-const FORCED: u64 = 1 << 33;
-
-/// The version that serves a role.
-#[inline]
-fn slot_of(about: u64, role: Role) -> VersionSlot {
-    let shift = u32::from(matches!(role, Role::Candidate)) * SLOT_BITS;
-    VersionSlot::new((about >> shift & 0xffff) as u16)
-}
+const FORCED: u64 = 1;
+const SERVES: u64 = 2;
 
 /// Whose a place is.
 #[inline]
-pub(crate) fn role(place: u32, candidate_below: u64, control_from: u64) -> Role {
-    let place = u64::from(place);
+pub(crate) fn role(place: u64, candidate_below: u64, control_from: u64) -> Role {
     if place < candidate_below {
         Role::Candidate
     } else if place >= control_from {
@@ -126,132 +124,323 @@ const TRIES: usize = 64;
 pub(crate) struct Published {
     /// Odd while the words are being replaced.
     sequence: AtomicU64,
-    words: [AtomicU64; WORDS],
+    /// First moment at which not everything is as usual any more; zero while the words are being replaced.
+    usual_until: AtomicU64,
+    candidate_below: AtomicU64,
+    control_from: AtomicU64,
+    /// By role.
+    decisions: [AtomicU64; 3],
+    salt: AtomicU64,
+    secret: [AtomicU64; hash::WORDS],
+    // What follows matters to unusual requests only.
+    deadline: AtomicU64,
+    flags: AtomicU64,
+    capped_from: AtomicU64,
+    mirror_below: AtomicU64,
+    /// Ends with the first whose moment is zero.
+    ramp: [[AtomicU64; 3]; RAMP],
+    /// Ends with the first that is zero.
+    ahead: [AtomicU64; Slice::MOST],
     /// The baseline alone, for readers that cannot wait.
-    baseline: AtomicU64,
+    fallback: AtomicU64,
+}
+
+#[inline]
+fn get(word: &AtomicU64) -> u64 {
+    word.load(Ordering::Relaxed)
+}
+
+fn put(word: &AtomicU64, value: u64) {
+    word.store(value, Ordering::Relaxed);
 }
 
 impl Published {
     pub(crate) fn new(view: &View) -> Self {
-        Self {
+        let published = Self {
             sequence: AtomicU64::new(0),
-            words: view.pack().map(AtomicU64::new),
-            baseline: AtomicU64::new(u64::from(view.baseline.index())),
-        }
+            usual_until: AtomicU64::new(0),
+            candidate_below: AtomicU64::new(0),
+            control_from: AtomicU64::new(0),
+            decisions: Default::default(),
+            salt: AtomicU64::new(0),
+            secret: Default::default(),
+            deadline: AtomicU64::new(0),
+            flags: AtomicU64::new(0),
+            capped_from: AtomicU64::new(0),
+            mirror_below: AtomicU64::new(0),
+            ramp: Default::default(),
+            ahead: Default::default(),
+            fallback: AtomicU64::new(0),
+        };
+        published.write(view);
+        published
     }
 
     pub(crate) fn write(&self, view: &View) {
-        let sequence = self.sequence.load(Ordering::Relaxed);
+        // Whoever sees the odd number sees this too, and whoever sees the time at the end sees all the rest.
+        put(&self.usual_until, 0);
+        let sequence = get(&self.sequence);
         self.sequence
-            .store(sequence.wrapping_add(1), Ordering::Relaxed);
+            .store(sequence.wrapping_add(1), Ordering::Release);
         fence(Ordering::Release);
-        for (word, value) in self.words.iter().zip(view.pack()) {
-            word.store(value, Ordering::Relaxed);
+        put(&self.candidate_below, view.candidate_below);
+        put(&self.control_from, view.control_from);
+        for (word, role) in self.decisions.iter().zip(Role::ALL) {
+            put(word, view.decision(role).bits());
         }
+        put(&self.salt, view.salt);
+        for (word, value) in self.secret.iter().zip(hash::salted(view.salt)) {
+            put(word, value);
+        }
+        put(&self.deadline, view.deadline);
+        let flag = |yes, flag| if yes { flag } else { 0 };
+        let serves = view.candidate.is_some() && view.candidate_below > 0;
+        put(
+            &self.flags,
+            flag(view.forced, FORCED) | flag(serves, SERVES),
+        );
+        put(&self.capped_from, view.capped_from);
+        put(&self.mirror_below, view.mirror_below);
+        let raises = view.ramp.iter().copied().chain(std::iter::repeat([0; 3]));
+        for (words, values) in self.ramp.iter().zip(raises) {
+            words
+                .iter()
+                .zip(values)
+                .for_each(|(word, value)| put(word, value));
+        }
+        let ahead = view.ahead.iter().copied().chain(std::iter::repeat(0));
+        self.ahead
+            .iter()
+            .zip(ahead)
+            .for_each(|(word, value)| put(word, value));
+        let busy = view.decision(Role::Baseline).because(Reason::Busy);
+        put(&self.fallback, busy.evidence_if(false).bits());
         self.sequence
             .store(sequence.wrapping_add(2), Ordering::Release);
-        self.baseline
-            .store(u64::from(view.baseline.index()), Ordering::Release);
+        self.usual_until
+            .store(view.usual_until(), Ordering::Release);
     }
 
-    /// The decision about a session in the usual case: nothing has lapsed, nobody has forced the baseline, and the words were
-    /// not being replaced. None otherwise.
+    /// The decision about a session in the usual case; none otherwise.
     ///
     /// The words are read where they are needed, and only afterwards is it checked that they are of one write.
-    #[inline]
-    pub(crate) fn assign(
-        &self,
-        session: &[u8],
-        now: Timestamp,
-        randomised: bool,
-    ) -> Option<Decision> {
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    pub(crate) fn assign(&self, session: &[u8], now: Timestamp) -> Option<Decision> {
         let sequence = self.sequence.load(Ordering::Acquire);
-        let place = assign::place(session, self.words[SALT].load(Ordering::Relaxed));
-        let about = self.words[ABOUT].load(Ordering::Relaxed);
-        let candidate_below = self.words[CANDIDATE_BELOW].load(Ordering::Relaxed);
-        let control_from = self.words[CONTROL_FROM].load(Ordering::Relaxed);
-        let epoch = self.words[EPOCH].load(Ordering::Relaxed);
-        let deadline = self.words[DEADLINE].load(Ordering::Relaxed);
-        fence(Ordering::Acquire);
-        // An odd number is never found again.
-        if self.sequence.load(Ordering::Relaxed) != sequence & !1 || now.as_millis() >= deadline {
+        // An odd number comes with a time of zero, or with words that will be found to have changed.
+        if now.as_millis() >= self.usual_until.load(Ordering::Acquire) {
             return None;
         }
-        let role = role(place, candidate_below, control_from);
-        Some(Decision {
-            role,
-            reason: Reason::Assigned,
-            epoch: Epoch::new(epoch),
-            version: slot_of(about, role),
-            randomised,
-            controlled: control_from < assign::END,
+        let place = self.place(session);
+        let [baseline, candidate, control] = &self.decisions;
+        let (baseline, candidate, control) = (get(baseline), get(candidate), get(control));
+        let mut bits = baseline;
+        if place < get(&self.candidate_below) {
+            bits = candidate;
+        }
+        if place >= get(&self.control_from) {
+            bits = control;
+        }
+        fence(Ordering::Acquire);
+        (get(&self.sequence) == sequence).then_some(Decision::from_bits(bits))
+    }
+
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    fn place(&self, session: &[u8]) -> u64 {
+        self.hash(session) >> 32
+    }
+
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    fn hash(&self, session: &[u8]) -> u64 {
+        hash::xxh3(session, || get(&self.salt), |i| get(&self.secret[i]))
+    }
+
+    /// The decision about any request; `chance` is for those without a key. None if the words were being replaced all
+    /// the time.
+    pub(crate) fn decide(
+        &self,
+        key: &Key<'_>,
+        now: Timestamp,
+        chance: u64,
+        secret: &Secret,
+    ) -> Option<Decision> {
+        self.consistent(|| {
+            let of = |role: Role| {
+                let [baseline, candidate, control] = &self.decisions;
+                Decision::from_bits(get(match role {
+                    Role::Baseline => baseline,
+                    Role::Candidate => candidate,
+                    Role::Control => control,
+                }))
+            };
+            let instead = |reason| of(Role::Baseline).because(reason).evidence_if(false);
+            let flags = get(&self.flags);
+            if flags & FORCED != 0 {
+                return instead(Reason::Forced);
+            }
+            if now.as_millis() >= get(&self.deadline) {
+                return instead(Reason::Lapsed);
+            }
+            match key.pin {
+                Some(Pin::Candidate) if flags & SERVES != 0 => {
+                    let pinned = of(Role::Candidate).because(Reason::Pinned);
+                    return pinned.evidence_if(false);
+                }
+                Some(_) => return instead(Reason::Pinned),
+                None => {}
+            }
+            let (place, reason) = match key.session {
+                Some(bytes) if key.chosen => {
+                    let place = secret.place(bytes, get(&self.salt));
+                    (u64::from(place), Reason::Assigned)
+                }
+                Some(bytes) => (self.place(bytes), Reason::Assigned),
+                None => (self.place(&chance.to_le_bytes()), Reason::Keyless),
+            };
+            let kept = key.began.and_then(|began| self.kept(began));
+            let now_in_force = (get(&self.candidate_below), get(&self.control_from));
+            let (below, from) = kept.unwrap_or(now_in_force);
+            let role = role(place, below, from);
+            if role == Role::Candidate && place >= get(&self.capped_from) {
+                return instead(Reason::Capped);
+            }
+            let decision = of(role).because(reason);
+            let alike = kept.is_none() || decision.controlled();
+            let decision = decision.evidence_if(key.randomised && alike);
+            match self.slice(place) {
+                Some(slice) if role == Role::Baseline => decision.within(slice),
+                _ => decision,
+            }
         })
     }
 
-    /// The words of one write, or none if it was being replaced all the time.
-    pub(crate) fn read(&self) -> Option<View> {
+    /// The shares that a conversation keeps that began at this moment; none if the newest are its own.
+    fn kept(&self, began: Timestamp) -> Option<(u64, u64)> {
+        let mut raises = self.ramp.iter().take_while(|[before, ..]| get(before) != 0);
+        let [_, below, from] = raises.find(|[before, ..]| began.as_millis() < get(before))?;
+        // Nobody keeps a candidate that serves nothing any more.
+        Some((get(below).min(get(&self.candidate_below)), get(from)))
+    }
+
+    /// The slice that a place will be in.
+    fn slice(&self, place: u64) -> Option<Slice> {
+        let ahead = self.ahead.iter().map(get).take_while(|below| *below != 0);
+        let mut numbered = ahead.enumerate();
+        numbered.find_map(|(index, below)| {
+            // The last share may be everything: the lower end wins.
+            if place < below {
+                Slice::new(index, false)
+            } else if place >= assign::END - below {
+                Slice::new(index, true)
+            } else {
+                None
+            }
+        })
+    }
+
+    /// The candidate, if this session's requests are mirrored to it now.
+    pub(crate) fn mirror(&self, session: &[u8], now: Timestamp) -> Option<VersionSlot> {
+        self.consistent(|| {
+            let live = get(&self.flags) & FORCED == 0 && now.as_millis() < get(&self.deadline);
+            // Another part of the hash than the one that assigns.
+            let second = self.hash(session) & 0xffff_ffff;
+            let [_, candidate, _] = &self.decisions;
+            (live && second < get(&self.mirror_below))
+                .then(|| Decision::from_bits(get(candidate)).slot())
+        })
+        .flatten()
+    }
+
+    /// What is worked out from the words of one write; none if they were being replaced all the time.
+    fn consistent<T>(&self, work: impl Fn() -> T) -> Option<T> {
         for _ in 0..TRIES {
             let before = self.sequence.load(Ordering::Acquire);
-            let words = std::array::from_fn(|i| self.words[i].load(Ordering::Relaxed));
-            fence(Ordering::Acquire);
-            if before.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == before {
-                return Some(View::unpack(words));
+            if before.is_multiple_of(2) {
+                let found = work();
+                fence(Ordering::Acquire);
+                if get(&self.sequence) == before {
+                    return Some(found);
+                }
             }
             spin_loop();
         }
         None
     }
 
-    /// The baseline, and the epoch as far as it can be told: what a reader does that cannot wait.
+    /// To the baseline: what a reader does that cannot wait.
     #[cold]
-    pub(crate) fn fallback(&self) -> (VersionSlot, u64) {
-        (
-            slot_of(self.baseline.load(Ordering::Acquire), Role::Baseline),
-            self.words[EPOCH].load(Ordering::Relaxed),
-        )
+    pub(crate) fn fallback(&self) -> Decision {
+        Decision::from_bits(self.fallback.load(Ordering::Acquire))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
     use std::sync::atomic::AtomicBool;
 
-    fn uniform(n: u64) -> View {
+    fn secret() -> Secret {
+        Secret::new([7; 16])
+    }
+
+    /// A split in which everything says its number: its epoch is even if all goes to the baseline, odd if to the candidate.
+    fn numbered(n: u64) -> View {
         let slot = VersionSlot::new(u16::try_from(n % 60_000).unwrap());
+        let all = n % 2 * assign::END;
         View {
-            candidate_below: n,
-            control_from: n,
+            candidate_below: all,
+            control_from: assign::END,
+            capped_from: assign::END,
             epoch: n,
-            deadline: n,
+            deadline: u64::MAX - n,
             salt: n,
             baseline: slot,
             candidate: Some(slot),
-            forced: n.is_multiple_of(3),
+            mirror_below: all,
+            forced: false,
+            ramp: vec![[1, all, assign::END]; usize::try_from(n % 17).unwrap()],
+            ahead: Vec::new(),
         }
     }
 
     #[test]
     fn readers_never_see_a_mixture() {
-        let published = Published::new(&uniform(0));
+        let published = Published::new(&numbered(0));
         let (done, seen) = (AtomicBool::new(false), AtomicU64::new(0));
+        let check = |decision: Decision, last: u64| {
+            let epoch = decision.epoch().get();
+            assert_eq!(u64::from(decision.slot().index()), epoch % 60_000);
+            assert_eq!(decision.role() == Role::Candidate, epoch % 2 == 1);
+            assert!(epoch >= last, "went back from {last} to {epoch}");
+            seen.fetch_add(1, Ordering::Relaxed);
+            epoch
+        };
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
                     let mut last = 0;
+                    let old = Key::session(b"k").began(Timestamp::default());
                     while !done.load(Ordering::Relaxed) {
-                        let Some(view) = published.read() else {
-                            continue;
-                        };
-                        assert_eq!(view, uniform(view.epoch));
-                        assert!(
-                            view.epoch >= last,
-                            "went back from {last} to {}",
-                            view.epoch
-                        );
-                        last = view.epoch;
-                        seen.fetch_add(1, Ordering::Relaxed);
+                        if let Some(decision) = published.assign(b"k", Timestamp::default()) {
+                            last = check(decision, last);
+                        }
+                        if let Some(decision) =
+                            published.decide(&old, Timestamp::default(), 0, &secret())
+                        {
+                            last = check(decision, last);
+                        }
                     }
                 });
             }
@@ -261,7 +450,7 @@ mod tests {
                 && begun.elapsed().as_secs() < 30
             {
                 n += 1;
-                published.write(&uniform(n));
+                published.write(&numbered(n));
             }
             done.store(true, Ordering::Relaxed);
         });
@@ -270,30 +459,25 @@ mod tests {
 
     #[test]
     fn a_reader_does_not_wait_for_a_stuck_writer() {
-        let published = Published::new(&uniform(5));
+        let published = Published::new(&numbered(5));
+        let now = Timestamp::default();
+        assert!(published.assign(b"k", now).is_some());
+        published.usual_until.store(0, Ordering::Relaxed);
         published.sequence.store(1, Ordering::Relaxed);
-        assert_eq!(published.read(), None);
-        assert_eq!(published.assign(b"k", Timestamp::default(), true), None);
-        assert_eq!(published.fallback(), (VersionSlot::new(5), 5));
-    }
-
-    proptest! {
-        #[test]
-        fn packing_loses_nothing(
-            below in 0..=assign::END, from in 0..=assign::END, rest in any::<(u64, u64, u64)>(),
-            slots in any::<(u16, Option<u16>)>(), forced in any::<bool>(),
-        ) {
-            let view = View {
-                candidate_below: below,
-                control_from: from,
-                epoch: rest.0,
-                deadline: rest.1,
-                salt: rest.2,
-                baseline: VersionSlot::new(slots.0),
-                candidate: slots.1.map(VersionSlot::new),
-                forced,
-            };
-            prop_assert_eq!(View::unpack(view.pack()), view);
-        }
+        assert_eq!(published.assign(b"k", now), None);
+        assert_eq!(
+            published.decide(&Key::session(b"k"), now, 0, &secret()),
+            None
+        );
+        let fallback = published.fallback();
+        assert_eq!(
+            (fallback.reason(), fallback.role()),
+            (Reason::Busy, Role::Baseline)
+        );
+        assert_eq!(
+            (fallback.slot(), fallback.epoch().get()),
+            (VersionSlot::new(5), 5)
+        );
+        assert!(!fallback.randomised());
     }
 }

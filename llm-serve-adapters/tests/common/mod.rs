@@ -179,7 +179,7 @@ impl Host {
             let now = plane.router.now();
             let key = format!("session-{}", self.session);
             let decision = plane.router.decide(&Key::session(key.as_bytes()), now);
-            let served_by = VersionId::clone(plane.router.version(decision.version).unwrap().id());
+            let served_by = VersionId::clone(decision.version().unwrap().id());
             let mut ticket = plane.recorder.begin(decision, now);
             ticket.first_token(now);
             let class = if self.unit() < faults(&served_by) {
@@ -199,7 +199,9 @@ impl Host {
         let now = router.now();
         (0..1_000u32)
             .map(|i| format!("probe-{i}"))
-            .filter(|key| router.decide(&Key::session(key.as_bytes()), now).role == Role::Candidate)
+            .filter(|key| {
+                router.decide(&Key::session(key.as_bytes()), now).role() == Role::Candidate
+            })
             .count()
     }
 

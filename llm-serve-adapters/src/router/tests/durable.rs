@@ -68,7 +68,7 @@ impl World {
 
 fn served(router: &InProcessRouter) -> VersionId {
     let decision = router.decide(&Key::session(b"k"), router.now());
-    decision.version.version().unwrap().id().as_ref().clone()
+    decision.version().unwrap().id().as_ref().clone()
 }
 
 #[tokio::test]
@@ -110,7 +110,7 @@ async fn a_share_does_not_survive_a_restart() {
     assert_eq!(served(&router), version(1));
     let decision = router.decide(&Key::session(b"k").pinned(Pin::Candidate), router.now());
     assert_eq!(
-        (decision.role, decision.reason, decision.randomised),
+        (decision.role(), decision.reason(), decision.randomised()),
         (Role::Baseline, Reason::Lapsed, false)
     );
     let state = router.state();
@@ -227,7 +227,7 @@ async fn forcing_works_without_a_disk_and_says_so() {
     );
     assert_eq!(served(&router), version(1));
     assert_eq!(
-        router.decide(&Key::session(b"k"), at(0)).reason,
+        router.decide(&Key::session(b"k"), at(0)).reason(),
         Reason::Forced
     );
     world.memory.broken.store(false, Ordering::Relaxed);
@@ -247,7 +247,7 @@ async fn the_share_lapses_on_the_routers_own_clock() {
     world.at(60_000);
     assert_eq!(served(&router), version(1));
     assert_eq!(
-        router.decide(&Key::session(b"k"), router.now()).reason,
+        router.decide(&Key::session(b"k"), router.now()).reason(),
         Reason::Lapsed
     );
     assert_eq!(
