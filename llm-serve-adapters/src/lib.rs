@@ -1,6 +1,7 @@
 //! How a rollout is done: host traits, controller, router, recorder, stores, tower layer.
 #![deny(missing_docs)]
 
+pub mod apply;
 #[cfg(feature = "openai")]
 pub mod backend;
 #[cfg(feature = "calendar")]
@@ -20,6 +21,7 @@ pub mod recorder;
 #[cfg(feature = "object-store")]
 pub mod registry;
 pub mod router;
+pub mod shadow;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

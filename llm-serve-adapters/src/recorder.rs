@@ -9,7 +9,9 @@
 //! its first four recorders until it ends, even when a recorder is gone.
 
 mod cell;
+mod exemplars;
 mod histogram;
+mod labels;
 mod shard;
 mod snapshot;
 mod source;
@@ -18,6 +20,8 @@ mod tests;
 mod ticket;
 mod waiting;
 
+pub use self::exemplars::{Exemplar, Exemplars};
+pub use self::labels::{LabelSum, Labels, NotLabelled};
 pub use self::snapshot::{Realised, Row, Snapshot};
 pub use self::source::SliceCounts;
 pub use self::ticket::{Outcome, OutcomeClass, Ticket};
