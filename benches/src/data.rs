@@ -79,7 +79,11 @@ pub fn keys() -> Vec<Box<[u8]>> {
         .collect()
 }
 
-fn version(n: u32) -> Result<VersionId, Error> {
+/// The n-th version of one bundle.
+///
+/// # Errors
+/// None: the name is usable.
+pub fn version(n: u32) -> Result<VersionId, Error> {
     Ok(VersionId::new(
         Name::new("chat")?,
         Version::new(n, 0, 0),

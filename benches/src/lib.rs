@@ -5,6 +5,7 @@
 
 pub mod data;
 pub mod figure;
+pub mod machine;
 pub mod measure;
 pub mod peers;
 pub mod recording;
@@ -60,6 +61,11 @@ pub const GROUPS: &[Group] = &[
         name: statistics::GROUP,
         about: "what the numbers say: one look of every test",
         run: statistics::run,
+    },
+    Group {
+        name: machine::GROUP,
+        about: "what to do next: a thousand rollouts in one process",
+        run: machine::run,
     },
     Group {
         name: verify::GROUP,
