@@ -53,6 +53,10 @@ pub struct GateEvidence {
     pub baseline: Counts,
     /// Ratio of the rates, stratified by window (Mantel and Haenszel 1959), for display; `None` while the baseline has no event.
     pub ratio: Option<f64>,
+    /// Bounds of that ratio, for display: a confidence sequence at level 1 - alpha of the plan, which may be read at every look (asymptotic, and of rates that the requests of a window share). `None` for
+    /// scores and amounts, and before ten events in each arm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<(f64, f64)>,
     /// `Fail` where this gate is to blame (closed testing with the other rollback gates; at its own level for hold and warn), `Pass` where it has shown what the stage asks for.
     pub verdict: Verdict,
     /// Ratio between the arms that their users alone may cause, from the period before the ramp, where that is above 1.
@@ -481,6 +485,7 @@ impl Evidence {
                 candidate: metric.candidate,
                 baseline: metric.baseline,
                 ratio: metric.ratio(),
+                interval: metric.interval(plan.alpha),
                 verdict: match (failed, metric.passes(gate, &plan.pass)) {
                     (true, _) => Verdict::Fail,
                     (false, true) => Verdict::Pass,

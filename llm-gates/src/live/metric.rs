@@ -5,13 +5,21 @@ use serde::{Deserialize, Serialize};
 use super::embedding::Embeddings;
 use super::gain::{Data, Gain, Kind, others};
 use super::{BadWindow, Direction, LiveGate, PassWhen};
-use crate::anytime::{AutoRatio, BoundedMeans, CappedMeans, EProcess, QuantileShift};
+use crate::anytime::{
+    AutoRatio, BoundedMeans, CappedMeans, EProcess, NormalMixture, QuantileShift,
+};
 use crate::drift::CategoryDrift;
 use crate::fixed::BadSample;
 use crate::{Action, Counts, Grid, RateRatio};
 
 /// Length of a block of [`AutoRatio`], ms.
 const BLOCK: u64 = 300_000;
+
+/// Events of each arm before an interval is shown.
+const EVENTS: u64 = 10;
+
+/// Where intervals are tightest: standard errors of a tenth.
+const INFORMATION: f64 = 100.0;
 
 /// Weight kept for late starts.
 const RESERVE: f64 = 0.5;
@@ -106,6 +114,9 @@ pub(super) struct MetricEvidence {
     pub(super) samples: u64,
     /// Sums over windows (Mantel and Haenszel 1959): k_c n_b / n and k_b n_c / n.
     mantel_haenszel: (f64, f64),
+    /// Sum over windows (Greenland and Robins 1985): k n_c n_b / n^2; 0 where the metric is no count.
+    #[serde(default)]
+    spread: f64,
     #[serde(default, skip_serializing_if = "Direction::is_default")]
     pub(super) direction: Direction,
     /// Tolerated harm, and harm to be excluded, that the evidence was gathered against.
@@ -197,6 +208,7 @@ impl MetricEvidence {
             baseline: Counts::default(),
             samples: 0,
             mantel_haenszel: (0.0, 0.0),
+            spread: 0.0,
             direction: gate.direction,
             margin: gate.margin,
             excluded: None,
@@ -334,8 +346,13 @@ impl MetricEvidence {
                 (_, Some((c, b)), Direction::GreaterIsBetter) => (b, c),
                 _ => (candidate.k as f64, baseline.k as f64),
             };
-            self.mantel_haenszel.0 += above * n_b / (n_c + n_b);
-            self.mantel_haenszel.1 += below * n_c / (n_c + n_b);
+            let n = n_c + n_b;
+            self.mantel_haenszel.0 += above * n_b / n;
+            self.mantel_haenszel.1 += below * n_c / n;
+            let counted = !matches!(data, Data::Scores(..) | Data::Amounts(..));
+            if counted {
+                self.spread += (above + below) * (n_c / n) * (n_b / n);
+            }
         }
     }
 
@@ -360,6 +377,23 @@ impl MetricEvidence {
     pub(super) fn ratio(&self) -> Option<f64> {
         let (above, below) = self.mantel_haenszel;
         (below > 0.0).then(|| above / below)
+    }
+
+    /// Confidence sequence of the ratio at level 1 - alpha, asymptotic: `None` before ten events in either arm, and where the metric is no count.
+    pub(super) fn interval(&self, alpha: f64) -> Option<(f64, f64)> {
+        let (above, below) = self.mantel_haenszel;
+        let events = self.candidate.k.min(self.baseline.k);
+        if self.spread <= 0.0 || events < EVENTS || !(above > 0.0 && below > 0.0) {
+            return None;
+        }
+        // ln of the ratio has about the variance 1 / v.
+        let v = above * below / self.spread;
+        let half = NormalMixture::tight_at(INFORMATION, alpha, false)
+            .ok()?
+            .bound(v, alpha)
+            / v;
+        let ln = libm::log(above / below);
+        Some((libm::exp(ln - half), libm::exp(ln + half)))
     }
 
     /// Whether what this metric must show for a stage to pass has been shown.

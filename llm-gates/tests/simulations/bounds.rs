@@ -539,3 +539,41 @@ fn a_whole_plan_keeps_its_budget() {
         })
     });
 }
+
+/// The interval that is shown holds the ratio at all looks; asymptotic, so it is looked at from the first ten events on.
+#[test]
+#[ignore = "long simulation: run with --ignored in release"]
+fn the_interval_that_is_shown_holds_the_ratio() {
+    let plan = GatePlan {
+        alpha: ALPHA,
+        pause_alpha: None,
+        gates: vec![LiveGate::new("error", 1.0, 0.0, Action::Warn)],
+        pass: PassWhen::NoEvidenceOfHarm { min_samples: 1 },
+    };
+    let n = many(300);
+    for (i, ratio) in [1.0, 1.5].into_iter().enumerate() {
+        both_worlds(
+            &format!("interval misses the ratio {ratio}"),
+            260 + 2 * i as u64,
+            n,
+            |rng, drift| {
+                let mut evidence = Evidence::new();
+                ramp(rng, world(drift), ratio, |m, c, [one, two]| {
+                    let increment = Increment::Binary {
+                        candidate: c,
+                        baseline: one.plus(two).unwrap(),
+                    };
+                    let window = Window {
+                        epoch: m.stage as u64,
+                        from: m.at * 60_000,
+                        to: (m.at + 1) * 60_000,
+                        metrics: [("error".to_owned(), increment)].into(),
+                    };
+                    let judgement = evidence.observe(&plan, &window).unwrap();
+                    let interval = judgement.gates[0].interval;
+                    interval.is_some_and(|(low, high)| ratio < low || ratio > high)
+                })
+            },
+        );
+    }
+}
