@@ -10,8 +10,8 @@ mod routers;
 
 use crate::endpoint::{AdministerError, CommandError, Return, ReturnError, Status, SubmitError};
 use crate::host::{
-    Calendar, Clock, Cursor, Error, ErrorKind, Evaluator, Manifests, MetricSource, Notifier, Owned,
-    Probe, Query, Result, ServingBackend, StateStore, TrafficRouter,
+    Calendar, Clock, Cursor, Error, ErrorKind, Evaluator, Incidents, Manifests, MetricSource,
+    Notifier, Owned, Probe, Query, Result, ServingBackend, StateStore, TrafficRouter,
 };
 use crate::journal::{Checkpoint, Entry, Event, Ledger};
 use crate::recorder::Recorder;
@@ -40,6 +40,7 @@ pub(crate) struct Parts {
     pub(crate) backend: Option<Arc<dyn ServingBackend>>,
     pub(crate) evaluator: Option<Arc<dyn Evaluator>>,
     pub(crate) notifiers: Vec<Arc<dyn Notifier>>,
+    pub(crate) incidents: Option<Arc<dyn Incidents>>,
     pub(crate) calendar: Option<Arc<dyn Calendar>>,
     pub(crate) manifests: Option<Arc<dyn Manifests>>,
     pub(crate) probes: Vec<Arc<dyn Probe>>,
@@ -139,6 +140,8 @@ struct Doubt {
     binding: bool,
     /// What to decide again, should the entry not be there.
     input: Option<Input>,
+    /// A decision to go back of which the routers are told without the log: no share is renewed meanwhile.
+    left: Option<Box<Step>>,
     retry_at: Timestamp,
 }
 
@@ -387,9 +390,16 @@ impl Controller {
             Err(_) => {
                 // Going back does not wait for the store, as long as nothing binding is logged or in doubt.
                 let free = self.may_go_back_unlogged() && !binding;
-                let accepted = back && free && self.emergency(&step).await;
-                self.in_doubt(binding, Some(step.input));
-                Ok(accepted)
+                let left = (back && free).then(|| Box::new(step.clone()));
+                let again = (back || outlasts_a_doubt(&step.input)).then_some(step.input);
+                self.in_doubt(binding, again);
+                let Some(step) = left else {
+                    return Ok(false);
+                };
+                if let Some(doubt) = &mut self.doubt {
+                    doubt.left = Some(step.clone());
+                }
+                self.emergency(&step).await
             }
         }
     }
@@ -405,10 +415,12 @@ impl Controller {
     fn in_doubt(&mut self, binding: bool, input: Option<Input>) {
         let now = self.now();
         self.store_down_since.get_or_insert(now);
-        let binding = binding || self.doubt.as_ref().is_some_and(|d| d.binding);
+        let before = self.doubt.take();
+        let bound = before.as_ref().is_some_and(|d| d.binding);
         self.doubt = Some(Doubt {
-            binding,
+            binding: binding || bound,
             input,
+            left: before.and_then(|d| d.left),
             retry_at: now.after(STORE_RETRY),
         });
     }
@@ -725,6 +737,14 @@ fn is_back(step: &Step) -> bool {
             }
         )
     })
+}
+
+/// What is decided again after a doubt. What rests on a read-back is not: the routers may have changed since.
+fn outlasts_a_doubt(input: &Input) -> bool {
+    matches!(
+        input,
+        Input::Operator(_) | Input::Alarm(_) | Input::Done { .. } | Input::PreFlight(_)
+    )
 }
 
 /// After it is logged, or may be, there is no going back without the log.

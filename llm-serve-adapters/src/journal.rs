@@ -1,7 +1,8 @@
 //! The endpoint's log: what an entry holds, and what the entries add up to.
 
-use crate::host::Cursor;
+use crate::host::{Cursor, Error, StateStore};
 use llm_gates::Evidence;
+use llm_rollout::incident::Incident;
 use llm_rollout::{
     Cause, Effect, EndpointId, Epoch, Format, Intent, IntentId, Notice, Outcome, Phase, Plan,
     Response, Rollout, RolloutId, RouterId, Said, Seq, Share, Split, Step, Timestamp,
@@ -446,11 +447,12 @@ impl Ledger {
 
     fn submitted(&mut self, rollout: &Rollout) {
         if let Some(over) = self.rollout.take() {
-            let kept = |e: &Effect| {
-                matches!(
-                    e,
-                    Effect::Notify(_) | Effect::Retire(_) | Effect::Prepare(_) | Effect::Record
-                )
+            // A retirement that is late must not take away what this rollout serves: a newer owner's order would not be refused.
+            let needed = |v: &VersionId| v == rollout.baseline() || v == rollout.candidate();
+            let kept = |e: &Effect| match e {
+                Effect::Notify(_) | Effect::Prepare(_) | Effect::Record => true,
+                Effect::Retire(version) => !needed(version),
+                _ => false,
             };
             let kept = over.pending().iter().filter(|i| kept(&i.effect));
             self.outbox.extend(kept.map(|i| (i.id, i.clone())));
@@ -550,6 +552,39 @@ impl Ledger {
             _ => Some(Split::steady(None, self.production.clone()?, self.epoch)),
         }
     }
+}
+
+/// What happened in a rollout, from the endpoint's log; none if the log does not know it.
+///
+/// # Errors
+/// The store cannot be reached, or an entry is damaged.
+pub async fn incident(
+    store: &dyn StateStore,
+    endpoint: &EndpointId,
+    id: &RolloutId,
+) -> Result<Option<Incident>, Error> {
+    let (mut next, mut begun, mut steps, mut over) = (Seq::default(), None, Vec::new(), false);
+    loop {
+        let page = store.read(endpoint, next).await?;
+        let last = page.entries.is_empty() || !page.more;
+        for (seq, bytes) in page.entries {
+            next = seq.next();
+            let entry = Entry::decode(endpoint, seq, &bytes)
+                .map_err(|e| Error::permanent(e.to_string()))?;
+            match entry.event {
+                Event::Submitted { rollout, .. } if rollout.id() == id => begun = Some(rollout),
+                Event::Submitted { .. } => over = begun.is_some(),
+                Event::Stepped { step, .. } if begun.is_some() && !over => {
+                    steps.push(*step);
+                }
+                _ => {}
+            }
+        }
+        if last {
+            break;
+        }
+    }
+    Ok(begun.map(|rollout| Incident::new(&rollout, &steps)))
 }
 
 /// The version that answers by itself from this step on, where it changes that.

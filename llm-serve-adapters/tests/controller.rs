@@ -2,9 +2,17 @@
 
 mod common;
 
+use async_trait::async_trait;
 use common::{Cuttable, Host, alike, id, plan, second_is_bad, version};
-use llm_rollout::{Cause, Phase};
-use llm_serve_adapters::{CommandError, Status, SubmitError};
+use llm_rollout::{
+    Cause, Effect, Epoch, Fence, Order, Phase, Position, RouterClock, RouterId, RouterState, Split,
+};
+use llm_serve_adapters::host::{Error, Result, RouterCapabilities, ServingBackend, TrafficRouter};
+use llm_serve_adapters::router::InProcessRouter;
+use llm_serve_adapters::{CommandError, Status, SubmitError, SystemClock};
+use llm_version_core::VersionId;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 fn candidate_counts(status: &Status) -> Option<(u64, u64)> {
@@ -197,10 +205,10 @@ async fn a_rollback_does_not_wait_for_the_store_and_is_logged_later() {
         "accepted by the router"
     );
     assert_eq!(host.candidate_share(), 0, "users are off at once");
-    let appended = store.appends.load(std::sync::atomic::Ordering::SeqCst);
+    let appended = store.appends.load(Ordering::SeqCst);
     host.live(30, 10, &alike).await;
     assert_eq!(
-        store.appends.load(std::sync::atomic::Ordering::SeqCst),
+        store.appends.load(Ordering::SeqCst),
         appended
     );
     store.cut(false);
@@ -398,4 +406,123 @@ async fn a_plan_with_offline_gates_needs_an_evaluator() {
         .submit(id("r1"), version(2), spec.try_into().unwrap())
         .await;
     assert_eq!(refused.unwrap_err(), SubmitError::NoEvaluator);
+}
+
+/// A second gateway, which can be cut off from the controller.
+#[derive(Debug, Clone)]
+struct Gateway {
+    router: Arc<InProcessRouter>,
+    cut: Arc<AtomicBool>,
+}
+
+impl Gateway {
+    fn open() -> Self {
+        let first = Split::steady(None, version(1), Epoch::default());
+        let router = InProcessRouter::builder(RouterId::new("second").unwrap(), first);
+        Self {
+            router: Arc::new(router.clock(Arc::new(SystemClock::new())).open().unwrap()),
+            cut: Arc::default(),
+        }
+    }
+
+    fn reached(&self) -> Result<()> {
+        if self.cut.load(Ordering::SeqCst) {
+            return Err(Error::transient("cut off"));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl TrafficRouter for Gateway {
+    fn id(&self) -> &RouterId {
+        self.router.id()
+    }
+
+    fn capabilities(&self) -> RouterCapabilities {
+        self.router.capabilities()
+    }
+
+    async fn observe(&self, fence: Fence) -> Result<RouterState> {
+        self.reached()?;
+        self.router.observe(fence).await
+    }
+
+    async fn set(&self, order: &Order) -> Result<RouterState> {
+        self.reached()?;
+        self.router.set(order).await
+    }
+
+    async fn renew(&self, at: Position, clock: RouterClock) -> Result<RouterState> {
+        self.reached()?;
+        self.router.renew(at, clock).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_goes_back_without_the_log_is_told_again_and_never_renewed() {
+    let store = Cuttable::default();
+    let gateway = Gateway::open();
+    let second = gateway.clone();
+    let mut host = Host::with(&store, |builder| builder.router(second)).await;
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
+    host.live(30, 40, &alike).await;
+    assert!(gateway.router.state().split.exposes());
+    store.cut(true);
+    gateway.cut.store(true, Ordering::SeqCst);
+    let aborted = run.abort("ana", "looks wrong").await;
+    assert_eq!(aborted, Err(CommandError::StoreUnavailable));
+    assert!(gateway.router.state().split.exposes(), "it has not heard");
+    gateway.cut.store(false, Ordering::SeqCst);
+    host.live(10, 10, &alike).await;
+    let state = gateway.router.state();
+    assert_eq!(state.mark, Some(id("r1")), "it has heard, without the log");
+    assert!(!state.split.exposes());
+    store.cut(false);
+    host.live(60, 10, &alike).await;
+    assert_eq!(run.finished().await.unwrap().phase, Phase::RolledBack);
+}
+
+/// A backend that cannot take anything out of service now.
+#[derive(Debug)]
+struct Stubborn;
+
+#[async_trait]
+impl ServingBackend for Stubborn {
+    async fn prepare(&self, _: &VersionId, _: Position) -> Result<()> {
+        Ok(())
+    }
+
+    async fn in_flight(&self, _: &VersionId) -> Result<Option<u64>> {
+        Ok(Some(0))
+    }
+
+    async fn retire(&self, _: &VersionId, _: Position) -> Result<()> {
+        Err(Error::transient("not now"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retirement_that_is_late_spares_what_the_next_rollout_serves() {
+    let store = Cuttable::default();
+    let mut host = Host::with(&store, |builder| builder.backend(Stubborn)).await;
+    let first = host.endpoint.submit(id("r1"), version(2), plan());
+    let run = first.await.unwrap();
+    host.live(600, 40, &alike).await;
+    assert_eq!(run.finished().await.unwrap().phase, Phase::Promoted);
+    let retires = |intents: Vec<&llm_rollout::Intent>| {
+        let retire = Effect::Retire(version(1));
+        intents.iter().any(|i| i.effect == retire)
+    };
+    let ledger = host.endpoint.status().ledger;
+    let pending = ledger.rollout.as_ref().unwrap().pending();
+    assert!(retires(pending.iter().collect()));
+    let back = host.endpoint.submit(id("r2"), version(1), plan());
+    drop(back.await.unwrap());
+    let ledger = host.endpoint.status().ledger;
+    assert!(!retires(ledger.outbox.values().collect()));
 }

@@ -59,13 +59,16 @@ impl Controller {
         Ok(observed)
     }
 
-    /// While an append is in doubt: nothing but renewals, within the grace.
+    /// While an append is in doubt: nothing but renewals, within the grace; or the way back, if that is what is in doubt.
     ///
     /// # Errors
     /// As [`Self::routers_round`].
     pub(super) async fn renew_only(&mut self) -> Result<()> {
         if self.now() >= self.next_round {
-            self.routers_round().await?;
+            match self.doubt.as_ref().and_then(|d| d.left.clone()) {
+                Some(step) => drop(self.emergency(&step).await?),
+                None => drop(self.routers_round().await?),
+            }
             let every = self
                 .rollout()
                 .map_or(super::IDLE, |r| r.plan().spec().lease.renew_every);
@@ -75,9 +78,12 @@ impl Controller {
     }
 
     /// Tells the routers to go back before the log can be written. `true`: all of them have accepted it.
-    pub(super) async fn emergency(&mut self, step: &Step) -> bool {
+    ///
+    /// # Errors
+    /// As [`Self::routers_round`].
+    pub(super) async fn emergency(&mut self, step: &Step) -> Result<bool> {
         let Some((seq, direction @ Direction::Back)) = step.state.routed else {
-            return false;
+            return Ok(false);
         };
         let fence = self.fence;
         let split = &step.state.split;
@@ -92,7 +98,12 @@ impl Controller {
             within(router.set(&order)).await
         }))
         .await;
-        round.iter().all(std::result::Result::is_ok)
+        let accepted = round.iter().all(std::result::Result::is_ok);
+        let fenced = round.into_iter().filter_map(std::result::Result::err);
+        match { fenced }.find(|error| error.kind() == ErrorKind::Fenced) {
+            Some(error) => Err(error),
+            None => Ok(accepted),
+        }
     }
 }
 
