@@ -13,9 +13,7 @@ pub use spec::{
 
 use llm_gates::{GatePlan, PassWhen};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// A valid plan. Cheap to clone.
 ///
@@ -63,38 +61,6 @@ impl Plan {
     pub fn from_json(text: &str) -> Result<Self, PlanError> {
         let spec: PlanSpec = serde_json::from_str(text).map_err(|e| PlanError::json(&e))?;
         Self::try_from(spec)
-    }
-
-    /// Everything to the candidate at once, without gates: for a return to a version that has been in production before.
-    pub fn at_once() -> Self {
-        let stage = StageSpec {
-            serve: Exposure(crate::Share::ALL),
-            mirror: Exposure::default(),
-            control: Exposure::default(),
-            dwell: Duration::ZERO,
-            limit: None,
-            min_samples: 0,
-            needs: None,
-            advance: Advance::Auto,
-        };
-        Self(Arc::new(PlanSpec {
-            alpha: 0.05,
-            pause_alpha: None,
-            look_every: Duration::from_secs(1),
-            metrics: BTreeMap::new(),
-            gates: Vec::new(),
-            ungated: true,
-            pass: PassSpec::default(),
-            pre_flight: None,
-            stages: vec![stage],
-            finish: Finish::Promote,
-            bake: Duration::ZERO,
-            watch: Vec::new(),
-            triggers: Triggers::default(),
-            recovery: RecoverySpec::default(),
-            lease: Lease::default(),
-            outcomes: Outcomes::default(),
-        }))
     }
 
     /// The plan as written.
@@ -271,14 +237,6 @@ dwell = "1h"
             .unwrap_err()
             .to_string();
         assert!(message.contains("stages[1].serve"), "{message}");
-    }
-
-    #[test]
-    fn the_plan_of_a_return_is_a_plan() {
-        assert_eq!(
-            Plan::try_from(Plan::at_once().spec().clone()).unwrap(),
-            Plan::at_once()
-        );
     }
 
     #[test]

@@ -4,12 +4,13 @@ use crate::DataPlane;
 use crate::clock::SystemClock;
 use crate::controller::{Administer, Controller, Message, Parts, Wanted, What};
 use crate::host::{
-    Calendar, Clock, Error, ErrorKind, Evaluator, Manifests, MetricSource, Notifier, Probe,
-    ServingBackend, StateStore, TrafficRouter,
+    Calendar, Clock, Error, ErrorKind, Evaluator, Incidents, Manifests, MetricSource, Notifier,
+    Probe, ServingBackend, StateStore, TrafficRouter,
 };
 use crate::journal::{End, Entry, Ledger};
 use crate::recorder::Recorder;
 use crate::router::InProcessRouter;
+use llm_rollout::incident::Incident;
 use llm_rollout::{
     Alarm, BadName, Command, EndpointId, Epoch, Fence, Phase, Plan, Rejected, Rollout, RolloutId,
     RouterId, Seq, Split, Verb,
@@ -227,6 +228,7 @@ pub struct EndpointBuilder {
     backend: Option<Arc<dyn ServingBackend>>,
     evaluator: Option<Arc<dyn Evaluator>>,
     notifiers: Vec<Arc<dyn Notifier>>,
+    incidents: Option<Arc<dyn Incidents>>,
     calendar: Option<Arc<dyn Calendar>>,
     manifests: Option<Arc<dyn Manifests>>,
     probes: Vec<Arc<dyn Probe>>,
@@ -272,6 +274,13 @@ impl EndpointBuilder {
     #[must_use]
     pub fn notifier(mut self, notifier: impl Notifier) -> Self {
         self.notifiers.push(Arc::new(notifier));
+        self
+    }
+
+    /// Keeps the incident record of every rollout that was rolled back or blocked.
+    #[must_use]
+    pub fn incidents(mut self, incidents: impl Incidents) -> Self {
+        self.incidents = Some(Arc::new(incidents));
         self
     }
 
@@ -365,6 +374,7 @@ impl EndpointBuilder {
             backend: self.backend,
             evaluator: self.evaluator,
             notifiers: self.notifiers,
+            incidents: self.incidents,
             calendar: self.calendar,
             manifests: self.manifests,
             probes: self.probes,
@@ -425,6 +435,7 @@ impl Endpoint {
             backend: None,
             evaluator: None,
             notifiers: Vec::new(),
+            incidents: None,
             calendar: None,
             manifests: None,
             probes: Vec::new(),
@@ -631,6 +642,14 @@ impl Endpoint {
             Err(bad) => Err(Error::permanent(bad.to_string())),
         };
         page.entries.into_iter().map(decode).collect()
+    }
+
+    /// What happened in a rollout, in progress or over; none if this endpoint's log does not know it.
+    ///
+    /// # Errors
+    /// The store cannot be reached, or an entry is damaged.
+    pub async fn incident(&self, id: &RolloutId) -> crate::host::Result<Option<Incident>> {
+        crate::journal::incident(&*self.store, &self.id, id).await
     }
 
     async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {

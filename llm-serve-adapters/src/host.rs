@@ -5,6 +5,7 @@
 
 use async_trait::async_trait;
 use llm_gates::{Measurements, Window};
+use llm_rollout::incident::Incident;
 use llm_rollout::{
     EndpointId, Epoch, Fence, Heartbeat, IntentId, MetricDef, Notice, Order, Position, Probed,
     RouterClock, RouterId, RouterState, Seq, Split, Timestamp,
@@ -285,6 +286,16 @@ pub trait Notifier: Debug + Send + Sync + 'static {
     /// # Errors
     /// `Transient` is tried again, `Permanent` is recorded; neither blocks anything.
     async fn notify(&self, letter: &Letter<'_>) -> Result<()>;
+}
+
+/// Keeps incident records: a folder, a ticket system. The same record may come more than once.
+#[async_trait]
+pub trait Incidents: Debug + Send + Sync + 'static {
+    /// Keeps it.
+    ///
+    /// # Errors
+    /// `Transient` is tried again, `Permanent` is recorded; neither blocks anything.
+    async fn keep(&self, endpoint: &EndpointId, incident: &Incident) -> Result<()>;
 }
 
 /// Where manifests are found by version, such as a registry: whether the way back is safe is read from them.

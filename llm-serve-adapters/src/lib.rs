@@ -18,6 +18,7 @@ pub mod layer;
 pub mod notify;
 mod plane;
 pub mod recorder;
+mod incidents;
 #[cfg(feature = "object-store")]
 pub mod registry;
 pub mod router;
@@ -35,3 +36,4 @@ pub use endpoint::{
     AdministerError, Bootstrap, CommandError, Endpoint, EndpointBuilder, OpenError, Return,
     ReturnError, Run, Status, SubmitError, Supersede,
 };
+pub use incidents::IncidentFolder;

@@ -1,9 +1,12 @@
 //! What takes time, beside the controller: evaluating, loading, draining, retiring, notifying.
 
 use super::Parts;
-use crate::host::{Error, ErrorKind, Letter};
+use crate::host::{Error, ErrorKind, Incidents, Letter};
+use crate::journal;
 use llm_gates::{GateTable, TableReport};
-use llm_rollout::{Effect, Input, Intent, IntentId, Outcome, Position, Rollout, Timestamp};
+use llm_rollout::{
+    Effect, Input, Intent, IntentId, Outcome, Position, Rollout, RolloutId, Timestamp,
+};
 use llm_version_core::VersionId;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -148,8 +151,9 @@ impl Jobs {
         let parts = self.parts.clone();
         let effect = intent.effect.clone();
         let evaluation = rollout.and_then(Evaluation::of);
+        let over = rollout.map(|r| r.id().clone());
         self.set
-            .spawn(async move { (id, run(&parts, id, effect, at, evaluation).await) });
+            .spawn(async move { (id, run(&parts, id, effect, at, evaluation, over).await) });
     }
 }
 
@@ -177,6 +181,7 @@ async fn run(
     effect: Effect,
     at: Position,
     evaluation: Option<Evaluation>,
+    over: Option<RolloutId>,
 ) -> Answer {
     let result = match effect {
         Effect::Evaluate(_) => return evaluate(parts, evaluation).await,
@@ -205,10 +210,22 @@ async fn run(
             }
             result
         }
+        Effect::Record => match (&parts.incidents, over) {
+            (Some(incidents), Some(id)) => record(parts, &**incidents, &id).await,
+            _ => Ok(()),
+        },
         // The routers are the controller's own; what a newer program may ask for is not known here.
         _ => Ok(()),
     };
     answer(result)
+}
+
+async fn record(parts: &Parts, incidents: &dyn Incidents, id: &RolloutId) -> Result<(), Error> {
+    let found = journal::incident(&*parts.store, &parts.endpoint, id).await?;
+    match found {
+        Some(incident) => incidents.keep(&parts.endpoint, &incident).await,
+        None => Ok(()),
+    }
 }
 
 fn answer(result: Result<(), Error>) -> Answer {

@@ -5,7 +5,7 @@ use crate::endpoint::{AdministerError, CommandError, Return, ReturnError, Submit
 use crate::host::{Error, ErrorKind, Result};
 use crate::journal::{Event, QUEUE, Queued};
 use llm_rollout::{
-    Cause, Command, Input, Plan, Rollout, RolloutId, RouterId, Said, Timestamp, Verb,
+    Cause, Command, Input, Plan, Rollout, RolloutId, RouterId, Said, Timestamp, Verb, presets,
 };
 use llm_version_core::{Safety, VersionId, transition};
 use std::time::Duration;
@@ -190,10 +190,14 @@ impl Controller {
             Ok(id) => id,
             Err(error) => return Ok(Err(Error::permanent(error.to_string()).into())),
         };
+        let plan = match presets::instant(Duration::ZERO) {
+            Ok(plan) => plan,
+            Err(error) => return Ok(Err(Error::permanent(error.to_string()).into())),
+        };
         let wanted = Wanted {
             id: id.clone(),
             candidate: to,
-            plan: Plan::at_once(),
+            plan,
             supersede: Supersede::Replace,
             said: Some((by, why)),
         };
