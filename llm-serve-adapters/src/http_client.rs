@@ -2,7 +2,7 @@
 //! secret in an error or a debug output.
 
 use crate::host::{Error, ErrorKind, Result};
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Client, Method, Url, redirect};
 use std::fmt;
 use std::sync::Arc;
@@ -47,17 +47,31 @@ impl Address {
     }
 
     /// Its path, without a slash at the end.
-    #[cfg(feature = "openai")]
+    #[cfg(any(feature = "alertmanager", feature = "openai", feature = "prometheus"))]
     pub(crate) fn path(&self) -> &str {
         self.0.path().trim_end_matches('/')
     }
 
     /// With another path.
-    #[cfg(feature = "openai")]
+    #[cfg(any(feature = "alertmanager", feature = "openai", feature = "prometheus"))]
     pub(crate) fn with_path(&self, path: &str) -> Self {
         let mut url = self.0.clone();
         url.set_path(path);
         Self(url)
+    }
+
+    /// With this query instead of its own.
+    #[cfg(feature = "prometheus")]
+    pub(crate) fn with_query(&self, pairs: &[(&str, &str)]) -> Self {
+        let mut url = self.0.clone();
+        url.query_pairs_mut().clear().extend_pairs(pairs);
+        Self(url)
+    }
+
+    /// All of it, to tell addresses apart; it may hold secrets.
+    #[cfg(feature = "prometheus")]
+    pub(crate) fn identity(&self) -> &str {
+        self.0.as_str()
     }
 }
 
@@ -203,8 +217,14 @@ pub(crate) fn refusal(status: u16) -> Option<ErrorKind> {
 }
 
 /// A header that no debug output shows.
-pub(crate) fn secret(what: &str, value: &str) -> Result<HeaderValue> {
-    let mut value = HeaderValue::from_str(value).map_err(|_| {
+#[cfg(any(
+    feature = "alertmanager",
+    feature = "openai",
+    feature = "prometheus",
+    feature = "webhook"
+))]
+pub(crate) fn secret(what: &str, value: &str) -> Result<reqwest::header::HeaderValue> {
+    let mut value = reqwest::header::HeaderValue::from_str(value).map_err(|_| {
         Error::permanent(format!(
             "{what} holds characters that no header can: give it without line ends"
         ))
@@ -214,7 +234,7 @@ pub(crate) fn secret(what: &str, value: &str) -> Result<HeaderValue> {
 }
 
 /// `Authorization: Bearer` with this key.
-#[cfg(feature = "openai")]
+#[cfg(any(feature = "alertmanager", feature = "openai", feature = "prometheus"))]
 pub(crate) fn bearer(key: &str) -> Result<HeaderMap> {
     Ok(HeaderMap::from_iter([(
         reqwest::header::AUTHORIZATION,

@@ -10,15 +10,21 @@ mod clock;
 mod controller;
 mod endpoint;
 pub mod host;
-#[cfg(any(feature = "openai", feature = "webhook"))]
+#[cfg(any(
+    feature = "alertmanager",
+    feature = "openai",
+    feature = "prometheus",
+    feature = "slack",
+    feature = "webhook"
+))]
 mod http_client;
+mod incidents;
 pub mod journal;
 #[cfg(feature = "tower")]
 pub mod layer;
 pub mod notify;
 mod plane;
 pub mod recorder;
-mod incidents;
 #[cfg(feature = "object-store")]
 pub mod registry;
 pub mod router;
@@ -26,6 +32,7 @@ pub mod shadow;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod waves;
 
 pub use plane::{Caps, DataPlane};
 

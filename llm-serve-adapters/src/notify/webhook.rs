@@ -1,7 +1,8 @@
 //! Notices as signed webhooks.
 
+use super::post::{self, Post};
 use crate::host::{Error, Letter, Notifier, Result};
-use crate::http_client::{Address, Call, Http, clip, refusal, secret};
+use crate::http_client::{Address, secret};
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,10 +13,7 @@ use sha2::Sha256;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-const TIMEOUT: Duration = Duration::from_secs(10);
 const SHORTEST_SECRET: usize = 16;
-/// Bytes of a reply that are looked at.
-const REPLY: usize = 64 << 10;
 
 /// Posts each notice as JSON, signed as the Standard Webhooks specification has it, so that receivers can use a ready library.
 ///
@@ -36,10 +34,8 @@ const REPLY: usize = 64 << 10;
 /// # Ok::<(), llm_serve_adapters::host::Error>(())
 /// ```
 pub struct WebhookNotifier {
-    http: Http,
-    to: Address,
+    post: Post,
     key: Hmac<Sha256>,
-    timeout: Duration,
 }
 
 #[derive(Serialize)]
@@ -68,17 +64,15 @@ impl WebhookNotifier {
             Error::permanent("the webhook's secret cannot be used: give another").because(e)
         })?;
         Ok(Self {
-            http: Http::new()?,
-            to: Address::parse(address)?,
+            post: Post::new(Address::parse(address)?)?,
             key,
-            timeout: TIMEOUT,
         })
     }
 
     /// How long one attempt may take, 10 seconds unless told otherwise.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.post.timeout = timeout;
         self
     }
 
@@ -93,9 +87,7 @@ impl WebhookNotifier {
             page: notice.page,
             text: &notice.text,
         };
-        let body = serde_json::to_vec(&body).map_err(|e| {
-            Error::permanent(format!("the notice {id} cannot be written as JSON")).because(e)
-        })?;
+        let body = post::json(letter, &body)?;
         let signature = self.signature(&id, seconds, &body);
         let headers = HeaderMap::from_iter([
             (
@@ -122,8 +114,7 @@ impl WebhookNotifier {
 impl fmt::Debug for WebhookNotifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WebhookNotifier")
-            .field("to", &self.to)
-            .field("timeout", &self.timeout)
+            .field("post", &self.post)
             .finish_non_exhaustive()
     }
 }
@@ -136,31 +127,7 @@ impl Notifier for WebhookNotifier {
             .unwrap_or_default()
             .as_secs();
         let (headers, json) = self.message(letter, seconds)?;
-        let call = Call {
-            to: &self.to,
-            headers,
-            json: Some(json),
-            timeout: self.timeout,
-            limit: REPLY,
-        };
-        let reply = self.http.send(call).await?;
-        match refusal(reply.status) {
-            None => Ok(()),
-            Some(kind) => {
-                let advice = match reply.status {
-                    300..=399 => "redirects are not followed: give the final address",
-                    401 | 403 => "check its address and secret",
-                    404 | 410 => "check its address",
-                    _ => "see the receiver's own log",
-                };
-                let said = clip(&String::from_utf8_lossy(&reply.body));
-                let (to, status, id) = (&self.to, reply.status, letter.key());
-                Err(Error::new(
-                    kind,
-                    format!("{to} answers {status} to the notice {id} ({said}): {advice}"),
-                ))
-            }
-        }
+        self.post.send(letter, headers, json).await
     }
 }
 

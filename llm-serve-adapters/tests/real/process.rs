@@ -1,0 +1,103 @@
+//! Real programs: started, looked at, stopped, killed.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+/// How long a component may take for anything.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A program that is killed when its test ends.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+}
+
+impl Process {
+    /// Starts it; what it says goes to a file of its name in the folder.
+    pub(crate) fn start(folder: &Path, program: &str, args: &[&str]) -> Self {
+        let name = Path::new(program).file_name().unwrap().to_string_lossy();
+        let log = std::fs::File::create(folder.join(format!("{name}.log"))).unwrap();
+        let child = Command::new(program)
+            .args(args)
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|e| {
+                panic!("{program} cannot be started ({e}): e2e/run installs what is missing")
+            });
+        Self { child }
+    }
+
+    /// Sends it a signal: `STOP`, `CONT`, `TERM`, `INT`.
+    #[cfg(feature = "prometheus")]
+    pub(crate) fn signal(&self, signal: &str) {
+        let sent = Command::new("kill")
+            .args(["-s", signal, &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(sent.success(), "{self:?} is gone");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _gone_already = self.child.kill();
+        let _gone_already = self.child.wait();
+    }
+}
+
+/// A port of the loopback interface that nobody listens on.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+/// Asks again and again, until there is an answer.
+pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(
+            Instant::now() < end,
+            "waited {PATIENCE:?} for {what}, in vain"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Asks over HTTP/1.0; none if nobody listens.
+pub(crate) async fn http(port: u16, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).await.ok()?;
+    let reply = String::from_utf8_lossy(&reply);
+    let (head, body) = reply.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, body.to_owned()))
+}
+
+/// Waits until it answers this path with 200.
+pub(crate) async fn ready(port: u16, path: &str) {
+    until(&format!("port {port} {path}"), async || {
+        http(port, "GET", path, "")
+            .await
+            .filter(|(status, _)| *status == 200)
+    })
+    .await;
+}
