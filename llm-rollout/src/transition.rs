@@ -358,7 +358,10 @@ fn done<'a>(
             Effect::Drain { .. },
             _,
             Phase::Soaking { .. } | Phase::Held { .. } | Phase::Promoting | Phase::Baking,
-        ) if rollout.plan().spec().recovery.standby == Standby::Cold => {
+        ) if rollout.plan().spec().recovery.standby == Standby::Cold
+            // Nobody would ask any more whether it can serve again.
+            && !rollout.state().baseline_down =>
+        {
             draft.state.baseline_cold = true;
             draft
                 .effects

@@ -40,6 +40,20 @@ fn scaled_down() -> Life {
 }
 
 #[test]
+fn a_baseline_that_cannot_serve_is_not_scaled_down() {
+    let mut life = Life::soaking_with(cold());
+    life.give(Input::Health { baseline: false }).unwrap();
+    life.serve();
+    assert!(
+        !life.asked(&Effect::Standby(version(1))),
+        "a version that is scaled down is not asked whether it is well again"
+    );
+    assert!(!life.rollout.state().baseline_cold);
+    life.give(Input::Health { baseline: true }).unwrap();
+    assert!(life.rollout.state().holds.is_empty());
+}
+
+#[test]
 fn a_cold_baseline_is_warmed_before_anybody_is_sent_to_it() {
     let mut life = scaled_down();
     life.judged(Verdict::Fail).unwrap();
