@@ -477,11 +477,11 @@ impl<'a> Draft<'a> {
                     self.effects
                         .push(Effect::Retire(self.rollout.candidate().clone()));
                 }
-                self.effects.push(Effect::Record);
+                self.effects.push(Effect::Record(self.rollout.id().clone()));
             }
             Phase::RolledBack => {
                 self.notify(false, "rolled back".to_owned());
-                self.effects.push(Effect::Record);
+                self.effects.push(Effect::Record(self.rollout.id().clone()));
             }
             Phase::Concluded => self.notify(false, "concluded".to_owned()),
             _ => {}

@@ -376,7 +376,7 @@ fn wanted(effect: &Effect) -> String {
         ),
         Effect::Retire(version) => format!("take {version} out of service"),
         Effect::Notify(notice) => notice.text.clone(),
-        Effect::Record => "write this record".to_owned(),
+        Effect::Record(_) => "write this record".to_owned(),
     }
 }
 

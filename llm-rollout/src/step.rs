@@ -226,8 +226,8 @@ pub enum Effect {
     Retire(VersionId),
     /// Tell people.
     Notify(Notice),
-    /// Write the incident record of this rollout.
-    Record,
+    /// Keep the incident record of this rollout.
+    Record(crate::RolloutId),
 }
 
 /// Something to tell people.

@@ -8,7 +8,7 @@ use llm_rollout::{
     Response, Rollout, RolloutId, RouterId, Said, Seq, Share, Split, Step, Timestamp,
 };
 use llm_version_core::VersionId;
-use serde::de::Error as _;
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -29,7 +29,7 @@ pub struct Entry {
 
 /// Over an entry's place, its event, and the seal before it: finds accidents, not forgers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Seal(u64);
+pub(crate) struct Seal(u64);
 
 impl Seal {
     fn over(before: Self, seq: Seq, event: &[u8]) -> Self {
@@ -37,6 +37,65 @@ impl Seal {
         hash.update(&seq.get().to_le_bytes());
         hash.update(event);
         Self(hash.digest())
+    }
+}
+
+impl Seal {
+    /// What happened, as bytes that check themselves and follow this seal.
+    pub(crate) fn close<E: Serialize>(
+        self,
+        seq: Seq,
+        event: &E,
+    ) -> Result<(Self, Vec<u8>), serde_json::Error> {
+        let raw = serde_json::value::to_raw_value(event)?;
+        let seal = Self::over(self, seq, raw.get().as_bytes());
+        let bytes = serde_json::to_vec(&Written {
+            format: Format::CURRENT,
+            before: self,
+            seal,
+            event: &raw,
+        })?;
+        Ok((seal, bytes))
+    }
+
+    /// From bytes: their format, the seal before them, their own, and what happened.
+    pub(crate) fn open<E: DeserializeOwned>(
+        log: &EndpointId,
+        seq: Seq,
+        bytes: &[u8],
+    ) -> Result<(Format, Self, Self, E), BadEntry> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: Format,
+        }
+        let bad = |problem: String| BadEntry {
+            endpoint: log.clone(),
+            seq,
+            problem,
+        };
+        let unreadable = |e: serde_json::Error| bad(format!("cannot be read: {e}"));
+        let head: Head = serde_json::from_slice(bytes).map_err(unreadable)?;
+        if !head.format.readable() {
+            return Err(bad(format!(
+                "has format {}, this program reads {}: run a newer program",
+                head.format,
+                Format::CURRENT
+            )));
+        }
+        let written: Written<'_> = serde_json::from_slice(bytes).map_err(unreadable)?;
+        let Written {
+            format,
+            before,
+            seal,
+            event,
+        } = written;
+        if Self::over(before, seq, event.get().as_bytes()) != seal {
+            return Err(bad(
+                "is not what was written there: its seal does not fit".to_owned()
+            ));
+        }
+        let event = serde_json::from_str(event.get()).map_err(unreadable)?;
+        Ok((format, before, seal, event))
     }
 }
 
@@ -200,17 +259,10 @@ impl Entry {
     /// # Errors
     /// When the event holds what JSON cannot, such as a number that is not finite.
     pub fn after(ledger: &Ledger, event: Event) -> Result<(Self, Vec<u8>), serde_json::Error> {
-        let raw = serde_json::value::to_raw_value(&event)?;
-        let (format, before) = (Format::CURRENT, ledger.seal);
-        let seal = Seal::over(before, ledger.next, raw.get().as_bytes());
-        let bytes = serde_json::to_vec(&Written {
-            format,
-            before,
-            seal,
-            event: &raw,
-        })?;
+        let before = ledger.seal;
+        let (seal, bytes) = before.close(ledger.next, &event)?;
         let entry = Self {
-            format,
+            format: Format::CURRENT,
             event,
             before,
             seal,
@@ -223,37 +275,7 @@ impl Entry {
     /// # Errors
     /// Names the endpoint and the entry.
     pub fn decode(endpoint: &EndpointId, seq: Seq, bytes: &[u8]) -> Result<Self, BadEntry> {
-        #[derive(Deserialize)]
-        struct Head {
-            format: Format,
-        }
-        let bad = |problem: String| BadEntry {
-            endpoint: endpoint.clone(),
-            seq,
-            problem,
-        };
-        let unreadable = |e: serde_json::Error| bad(format!("cannot be read: {e}"));
-        let head: Head = serde_json::from_slice(bytes).map_err(unreadable)?;
-        if !head.format.readable() {
-            return Err(bad(format!(
-                "has format {}, this program reads {}: run a newer program",
-                head.format,
-                Format::CURRENT
-            )));
-        }
-        let written: Written<'_> = serde_json::from_slice(bytes).map_err(unreadable)?;
-        let Written {
-            format,
-            before,
-            seal,
-            event,
-        } = written;
-        if Seal::over(before, seq, event.get().as_bytes()) != seal {
-            return Err(bad(
-                "is not what was written there: its seal does not fit".to_owned()
-            ));
-        }
-        let event = serde_json::from_str(event.get()).map_err(unreadable)?;
+        let (format, before, seal, event) = Seal::open(endpoint, seq, bytes)?;
         Ok(Self {
             format,
             event,
@@ -450,7 +472,7 @@ impl Ledger {
             // A retirement that is late must not take away what this rollout serves: a newer owner's order would not be refused.
             let needed = |v: &VersionId| v == rollout.baseline() || v == rollout.candidate();
             let kept = |e: &Effect| match e {
-                Effect::Notify(_) | Effect::Prepare(_) | Effect::Record => true,
+                Effect::Notify(_) | Effect::Prepare(_) | Effect::Record(_) => true,
                 Effect::Retire(version) => !needed(version),
                 _ => false,
             };

@@ -29,6 +29,8 @@ pub mod recorder;
 pub mod registry;
 pub mod router;
 pub mod shadow;
+#[cfg(feature = "prometheus")]
+pub mod source;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -44,3 +46,4 @@ pub use endpoint::{
     ReturnError, Run, Status, SubmitError, Supersede,
 };
 pub use incidents::IncidentFolder;
+pub use waves::{WavesBuilder, WavesError, WavesRun};

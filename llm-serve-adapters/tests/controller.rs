@@ -1,5 +1,7 @@
 //! The controller in virtual time: what it promises, with real router, recorder and log code.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use async_trait::async_trait;

@@ -210,11 +210,12 @@ proptest! {
                 let over = matches!(step.state.phase, Phase::RollingBack { part: Recovery::Retiring } | Phase::Blocked);
                 prop_assert!(over, "the candidate is retired only after going back is confirmed");
             }
-            if matches!(step.state.phase, Phase::Promoting) {
+            let promotes = |i: &Intent| matches!(i.effect, Effect::Route { direction: Direction::Promote, .. });
+            if step.intents.iter().any(promotes) {
                 let passed = match &step.input {
                     Input::Judged(look) => look.judgement.verdict == Verdict::Pass,
-                    Input::Operator(command) => !matches!(command.verb, Verb::Approve | Verb::Resume { .. } | Verb::Abort | Verb::AbortNow),
-                    _ => step.intents.is_empty() || !step.intents.iter().any(|i| matches!(i.effect, Effect::Route { .. })),
+                    Input::Operator(command) => matches!(command.verb, Verb::Skip | Verb::PromoteNow),
+                    _ => false,
                 };
                 prop_assert!(passed, "promotion only through passed gates, or by a person");
             }

@@ -235,7 +235,7 @@ fn the_incident_is_recorded_when_it_is_over() {
     life.judged(Verdict::Fail).unwrap();
     life.found();
     life.serve();
-    assert!(!life.asked(&Effect::Record));
+    assert!(!life.asked(&Effect::Record("r1".parse().unwrap())));
     life.serve();
-    assert!(life.asked(&Effect::Record));
+    assert!(life.asked(&Effect::Record("r1".parse().unwrap())));
 }

@@ -174,7 +174,7 @@ pub(crate) fn inputs() -> Vec<(&'static str, Make)> {
         }),
         ("told or recorded", |life| {
             done(life, Outcome::Ok, |e| {
-                matches!(e, Effect::Notify(_) | Effect::Record)
+                matches!(e, Effect::Notify(_) | Effect::Record(_))
             })
         }),
         ("routers confirm", |life| found(life)),
@@ -237,7 +237,7 @@ fn key(life: &Life) -> String {
     let mut pending: Vec<_> = rollout
         .pending()
         .iter()
-        .filter(|i| !matches!(i.effect, Effect::Notify(_) | Effect::Record))
+        .filter(|i| !matches!(i.effect, Effect::Notify(_) | Effect::Record(_)))
         .map(|i| format!("{:?}", std::mem::discriminant(&i.effect)))
         .collect();
     pending.sort();

@@ -151,9 +151,8 @@ impl Jobs {
         let parts = self.parts.clone();
         let effect = intent.effect.clone();
         let evaluation = rollout.and_then(Evaluation::of);
-        let over = rollout.map(|r| r.id().clone());
         self.set
-            .spawn(async move { (id, run(&parts, id, effect, at, evaluation, over).await) });
+            .spawn(async move { (id, run(&parts, id, effect, at, evaluation).await) });
     }
 }
 
@@ -181,7 +180,6 @@ async fn run(
     effect: Effect,
     at: Position,
     evaluation: Option<Evaluation>,
-    over: Option<RolloutId>,
 ) -> Answer {
     let result = match effect {
         Effect::Evaluate(_) => return evaluate(parts, evaluation).await,
@@ -210,9 +208,9 @@ async fn run(
             }
             result
         }
-        Effect::Record => match (&parts.incidents, over) {
-            (Some(incidents), Some(id)) => record(parts, &**incidents, &id).await,
-            _ => Ok(()),
+        Effect::Record(id) => match &parts.incidents {
+            Some(incidents) => record(parts, &**incidents, &id).await,
+            None => Ok(()),
         },
         // The routers are the controller's own; what a newer program may ask for is not known here.
         _ => Ok(()),

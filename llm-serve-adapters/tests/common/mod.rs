@@ -154,8 +154,12 @@ impl Host {
         more: impl FnOnce(EndpointBuilder) -> EndpointBuilder,
     ) -> Self {
         let builder = Endpoint::builder("chat", store.clone(), Bootstrap(version(1)));
+        Self::of(more(builder).open().await.unwrap())
+    }
+
+    pub(crate) fn of(endpoint: Endpoint) -> Self {
         Self {
-            endpoint: more(builder).open().await.unwrap(),
+            endpoint,
             random: 42,
             session: 0,
         }

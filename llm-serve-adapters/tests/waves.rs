@@ -1,0 +1,159 @@
+//! One change over several endpoints, in virtual time.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{Cuttable, Host, alike, id, plan, second_is_bad, version};
+use llm_rollout::waves::{Member, OnFailure, Phase, Progress, Schedule, Spec, Verb, Wave};
+use llm_serve_adapters::{Bootstrap, Endpoint, WavesBuilder, WavesRun};
+use std::time::Duration;
+
+const NAMES: [&str; 3] = ["chat-eu", "chat-us", "chat-ap"];
+
+fn schedule(on_failure: OnFailure) -> Schedule {
+    let member = |name: &str| Member {
+        endpoint: name.parse().unwrap(),
+        rollout: id("chat-v2"),
+        candidate: version(2),
+        traffic: 1.0,
+        plan: plan(),
+    };
+    let mut spec = Spec::new(vec![
+        Wave::of([member(NAMES[0])]),
+        Wave::of([member(NAMES[1]), member(NAMES[2])]),
+    ]);
+    spec.on_failure = on_failure;
+    spec.try_into().unwrap()
+}
+
+async fn hosts(store: &Cuttable) -> Vec<Host> {
+    let mut hosts = Vec::new();
+    for name in NAMES {
+        let endpoint = Endpoint::open(name, store.clone(), Bootstrap(version(1)))
+            .await
+            .unwrap();
+        hosts.push(Host::of(endpoint));
+    }
+    hosts
+}
+
+async fn waves(store: &Cuttable, hosts: &[Host], on_failure: OnFailure) -> WavesRun {
+    let builder = WavesBuilder::new(id("release-2"), store.clone());
+    let all = hosts
+        .iter()
+        .fold(builder, |b, host| b.endpoint(&host.endpoint));
+    all.start(schedule(on_failure)).await.unwrap()
+}
+
+/// Seconds of life in which these endpoints serve a bad version 2.
+async fn live(hosts: &mut [Host], seconds: u32, bad: &[usize]) {
+    for _ in 0..seconds {
+        for (n, host) in hosts.iter_mut().enumerate() {
+            let faults: common::Faults<'_> = if bad.contains(&n) {
+                &second_is_bad
+            } else {
+                &alike
+            };
+            host.serve(40, faults);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn in_production(hosts: &[Host]) -> Vec<u8> {
+    let production = |h: &Host| h.endpoint.status().ledger.production.clone().unwrap();
+    hosts
+        .iter()
+        .map(|h| if production(h) == version(2) { 2 } else { 1 })
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_good_version_goes_round_wave_by_wave_over_a_restart() {
+    let store = Cuttable::default();
+    let mut hosts = hosts(&store).await;
+    let run = waves(&store, &hosts, OnFailure::Stop).await;
+    live(&mut hosts, 30, &[]).await;
+    assert_eq!(run.waves().phase(), Phase::Running { wave: 0 });
+    assert!(
+        hosts[1].endpoint.status().ledger.rollout.is_none(),
+        "the second wave waits for the first"
+    );
+    // The process is killed and starts again.
+    drop(run);
+    for host in hosts {
+        host.kill().await;
+    }
+    let mut hosts = self::hosts(&store).await;
+    let run = waves(&store, &hosts, OnFailure::Stop).await;
+    live(&mut hosts, 1_500, &[]).await;
+    assert_eq!(run.finished().await, Ok(Phase::Completed));
+    assert_eq!(in_production(&hosts), [2, 2, 2]);
+    drop(run);
+    // Said again, it attaches to the recorded end.
+    let again = waves(&store, &hosts, OnFailure::Stop).await;
+    assert_eq!(again.finished().await, Ok(Phase::Completed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_region_that_fails_stops_or_takes_everything_back() {
+    for (on_failure, end, production) in [
+        // One is in flight at a time: the third is never begun.
+        (OnFailure::Stop, Phase::Stopped, [2, 1, 1]),
+        (OnFailure::RollBackAll, Phase::RolledBack, [1, 1, 1]),
+    ] {
+        let store = Cuttable::default();
+        let mut hosts = hosts(&store).await;
+        let run = waves(&store, &hosts, on_failure).await;
+        live(&mut hosts, 1_800, &[1]).await;
+        assert_eq!(run.finished().await, Ok(end));
+        assert_eq!(in_production(&hosts), production, "{on_failure:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_whole_is_taken_back_by_hand_and_only_known_words_are_taken() {
+    let store = Cuttable::default();
+    let mut hosts = hosts(&store).await;
+    let run = waves(&store, &hosts, OnFailure::Stop).await;
+    live(&mut hosts, 400, &[]).await;
+    assert_eq!(in_production(&hosts), [2, 1, 1]);
+    let typo = Verb::Resume {
+        name: "typo".into(),
+    };
+    assert!(run.say(typo, "ana", "").await.is_err());
+    run.say(Verb::RollBack, "ana", "a customer calls")
+        .await
+        .unwrap();
+    live(&mut hosts, 200, &[]).await;
+    assert_eq!(run.finished().await, Ok(Phase::RolledBack));
+    assert_eq!(in_production(&hosts), [1, 1, 1]);
+    assert!(matches!(
+        &run.waves().state().members[&NAMES[0].parse().unwrap()],
+        Progress::Returned
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_store_is_down_nothing_is_begun() {
+    let store = Cuttable::default();
+    let mut hosts = hosts(&store).await;
+    let run = waves(&store, &hosts, OnFailure::Stop).await;
+    live(&mut hosts, 200, &[]).await;
+    store.cut(true);
+    live(&mut hosts, 30, &[]).await;
+    assert!(run.say(Verb::Stop, "ana", "").await.is_err());
+    store.cut(false);
+    live(&mut hosts, 1_500, &[]).await;
+    assert_eq!(run.finished().await, Ok(Phase::Completed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_without_endpoint_is_refused() {
+    let store = Cuttable::default();
+    let hosts = hosts(&store).await;
+    let builder = WavesBuilder::new(id("release-2"), store).endpoint(&hosts[0].endpoint);
+    let error = builder.start(schedule(OnFailure::Stop)).await.unwrap_err();
+    assert!(error.to_string().contains("chat-us"), "{error}");
+}
