@@ -38,6 +38,7 @@
 //! a content encoding is not looked into.
 
 mod body;
+mod fail_over;
 mod json;
 mod key;
 mod sse;
@@ -45,15 +46,16 @@ mod sse;
 mod tests;
 
 pub use self::body::ObservedBody;
+pub use self::fail_over::{FailOver, FailOverFuture, FailOverService};
 pub use self::key::{
-    BearerHash, FromCookie, FromFn, FromHeader, Head, KeySource, Or, PerRequest, bearer_hash,
-    cookie, from_fn, header,
+    BearerHash, Dated, FromCookie, FromFn, FromHeader, Head, KeySource, Or, PerRequest, PinnedBy,
+    bearer_hash, cookie, from_fn, header,
 };
 
 use self::body::{Content, Watch};
 use crate::DataPlane;
 use crate::recorder::OutcomeClass;
-use crate::router::{Decision, Key, Pin, Version};
+use crate::router::{Decision, Key, Pin, TenantPolicy, Version, VersionSlot};
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Body;
@@ -63,6 +65,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -70,11 +73,23 @@ use tower_service::Service;
 pub const VERSION_HEADER: HeaderName = HeaderName::from_static("x-llm-version");
 
 /// Puts the data plane around a service: see the [module](self).
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct RolloutLayer<K = PerRequest> {
     plane: DataPlane,
     key: K,
+    policy: Option<Arc<PolicyOf>>,
     done_required: bool,
+    idle: Option<Duration>,
+}
+
+type PolicyOf = dyn for<'r> Fn(Head<'r>) -> TenantPolicy + Send + Sync;
+
+impl<K: fmt::Debug> fmt::Debug for RolloutLayer<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RolloutLayer")
+            .field("key", &self.key)
+            .finish_non_exhaustive()
+    }
 }
 
 impl RolloutLayer {
@@ -83,7 +98,9 @@ impl RolloutLayer {
         Self {
             plane: plane.into(),
             key: PerRequest,
+            policy: None,
             done_required: true,
+            idle: None,
         }
     }
 }
@@ -96,8 +113,28 @@ impl<K> RolloutLayer<K> {
         RolloutLayer {
             plane: self.plane,
             key,
+            policy: self.policy,
             done_required: self.done_required,
+            idle: self.idle,
         }
+    }
+
+    /// Asks for the policy of each request's tenant, which goes before what its key says: see [`crate::router::Policies`].
+    #[must_use]
+    pub fn policy(
+        mut self,
+        of: impl for<'r> Fn(Head<'r>) -> TenantPolicy + Send + Sync + 'static,
+    ) -> Self {
+        self.policy = Some(Arc::new(of));
+        self
+    }
+
+    /// Ends an event stream that says nothing for so long, and records a timeout: the client gets what had come, without its
+    /// end mark. It needs a tokio runtime with time.
+    #[must_use]
+    pub fn idle(mut self, limit: Duration) -> Self {
+        self.idle = Some(limit);
+        self
     }
 
     /// Whether an event stream that ends without `[DONE]` (or an event that ends a response) was cut off. It is so by
@@ -131,14 +168,24 @@ pub struct RolloutService<S, K = PerRequest> {
 #[derive(Clone)]
 pub struct Assignment {
     decision: Decision,
+    policy: TenantPolicy,
     flags: Arc<AtomicU16>,
     names: Arc<[String]>,
 }
 
+/// In a response's extensions: another version than the one that was decided has served it.
+#[derive(Debug, Clone, Copy)]
+struct ServedBy(VersionSlot);
+
 impl Assignment {
     /// What was decided.
-    pub fn decision(&self) -> &Decision {
-        &self.decision
+    pub fn decision(&self) -> Decision {
+        self.decision
+    }
+
+    /// What its tenant has agreed to: whether it may be mirrored, or kept.
+    pub fn policy(&self) -> TenantPolicy {
+        self.policy
     }
 
     /// The version that is to reply.
@@ -183,6 +230,9 @@ where
         let now = plane.router.now();
         let key = self.layer.key.key(Head::of(&request));
         let key = key.unwrap_or(Key::keyless().pinned(Pin::Baseline));
+        let policy = self.layer.policy.as_ref();
+        let policy = policy.map_or(TenantPolicy::OPEN, |of| of(Head::of(&request)));
+        let key = policy.key(key);
         let decision = plane.router.decide(&key, now);
         let ticket = plane.recorder.begin(decision, now);
         let flags = Arc::new(AtomicU16::new(0));
@@ -190,6 +240,7 @@ where
         let names = plane.recorder.flag_names();
         request.extensions_mut().insert(Assignment {
             decision,
+            policy,
             flags,
             names,
         });
@@ -198,6 +249,7 @@ where
             watch: Some(watch),
             version: decision.version(),
             done_required: self.layer.done_required,
+            idle: self.layer.idle,
         }
     }
 }
@@ -211,6 +263,7 @@ pin_project! {
         watch: Option<Watch>,
         version: Option<&'static Version>,
         done_required: bool,
+        idle: Option<Duration>,
     }
 }
 
@@ -227,13 +280,16 @@ where
         let watch = this.watch.take();
         Poll::Ready(match reply {
             Ok(mut response) => {
-                if let Some(reference) = this.version.and_then(Version::header) {
+                let served = response.extensions_mut().remove::<ServedBy>();
+                let version = served.map_or(*this.version, |ServedBy(slot)| slot.version());
+                if let Some(reference) = version.and_then(Version::header) {
                     response.headers_mut().insert(VERSION_HEADER, reference);
                 }
                 let settled = response.extensions_mut().remove::<OutcomeClass>();
                 let settled = settled.or_else(|| by_status(response.status()));
                 let content = content(response.headers(), *this.done_required);
-                Ok(response.map(|body| ObservedBody::new(body, watch, settled, content)))
+                Ok(response
+                    .map(|body| ObservedBody::new(body, watch, settled, content, *this.idle)))
             }
             Err(error) => {
                 if let Some(mut watch) = watch {

@@ -36,7 +36,7 @@ pub mod store;
 pub mod testing;
 mod waves;
 
-pub use plane::{Caps, DataPlane};
+pub use plane::{Breaker, Caps, DataPlane};
 
 #[cfg(feature = "calendar")]
 pub use calendar::{BadCalendar, FreezeCalendar};

@@ -74,6 +74,7 @@ struct Control {
     durable: Option<Record>,
     /// How much of the candidate's share is served at the most.
     cap: Share,
+    suspended: Timestamp,
 }
 
 /// Requests without a key so far. Threads count in different places, each on a cache line of its own, so that they do not
@@ -183,7 +184,7 @@ impl RouterBuilder {
             None => RouterCore::new(boot, first),
         };
         let router = InProcessRouter {
-            published: Published::new(&view(&core, Share::ALL)?),
+            published: Published::new(&view(&core)?),
             id,
             secret: secret.unwrap_or_else(|| {
                 let random = || RandomState::new().hash_one(boot);
@@ -194,6 +195,7 @@ impl RouterBuilder {
                 durable: saved.is_some().then(|| core.record()),
                 core,
                 cap: Share::ALL,
+                suspended: Timestamp::default(),
             }),
             memory,
             clock: clock.map_or_else(Time::machine, Time::Host),
@@ -255,6 +257,20 @@ impl InProcessRouter {
     /// Requests without a key so far.
     pub fn keyless(&self) -> u64 {
         self.keyless.sum()
+    }
+
+    /// The version that is being rolled out, while it gets requests or is mirrored to.
+    pub fn candidate(&self) -> Option<VersionSlot> {
+        let split = self.lock().core.state(self.now()).split;
+        VersionSlot::find(split.candidate.as_ref().filter(|_| split.exposes())?)
+    }
+
+    /// Sends the candidate's requests to the baseline until then, pinned ones too: [`Reason::Suspended`], and no evidence. It only
+    /// ever takes away; a moment that has passed gives the candidate its share again. See [`crate::Breaker`].
+    pub fn suspend(&self, until: Timestamp) {
+        let mut control = self.lock();
+        control.suspended = until;
+        self.publish(&control);
     }
 
     /// What it serves now; installs no fence.
@@ -324,7 +340,14 @@ impl InProcessRouter {
 
     /// Makes request threads see it. What it serves has been interned before; if not, what is in force stays.
     fn publish(&self, control: &Control) {
-        if let Ok(view) = view(&control.core, control.cap) {
+        if let Ok(mut view) = view(&control.core) {
+            if control.cap < Share::ALL {
+                let part = u64::from(control.cap.basis_points());
+                view.capped_from = view.candidate_below * part / 10_000;
+            }
+            if self.now() < control.suspended {
+                view.suspended_until = control.suspended.as_millis();
+            }
             self.published.write(&view);
         }
     }
@@ -341,12 +364,13 @@ impl InProcessRouter {
         control.core.pass(now);
         let mut next = control.core.clone();
         rules(&mut next, now).map_err(|refused| self.refused(&refused))?;
-        view(&next, control.cap)?;
+        view(&next)?;
         if raises {
             let mut saved = Control {
                 core: next,
                 durable: control.durable.take(),
                 cap: control.cap,
+                suspended: control.suspended,
             };
             self.save(&mut saved)?;
             *control = saved;
@@ -390,7 +414,7 @@ fn read_record(id: &RouterId, bytes: &[u8]) -> Result<Record> {
     serde_json::from_slice(bytes).map_err(damaged)
 }
 
-fn view(core: &RouterCore, cap: Share) -> Result<View> {
+fn view(core: &RouterCore) -> Result<View> {
     let full = |e: TooManyVersions| Error::permanent(e.to_string()).because(e);
     let split = core.split();
     let baseline = VersionSlot::intern(&split.baseline).map_err(full)?;
@@ -398,18 +422,14 @@ fn view(core: &RouterCore, cap: Share) -> Result<View> {
         Some(candidate) if split.exposes() => Some(VersionSlot::intern(candidate).map_err(full)?),
         _ => None,
     };
-    let mut view = View::new(
+    Ok(View::new(
         split,
         baseline,
         candidate,
         core.deadline(),
         core.lapsed(),
         core.latched(),
-    );
-    if cap < Share::ALL {
-        view.capped_from = view.candidate_below * u64::from(cap.basis_points()) / 10_000;
-    }
-    Ok(view)
+    ))
 }
 
 #[async_trait]

@@ -14,6 +14,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep, sleep};
 
 /// A request in flight; recorded once, at the latest when it is dropped.
 pub(crate) struct Watch {
@@ -82,20 +84,23 @@ impl Watch {
         }
         let now = self.plane.router.now();
         self.bytes = self.bytes.saturating_add(data.remaining() as u64);
-        let started = match &mut self.reply {
+        let Some(ticket) = &mut self.ticket else {
+            return;
+        };
+        match &mut self.reply {
             Reply::Stream { sse, blind, .. } => {
+                let before = sse.seen().deltas;
                 *blind |= !pieces(data, |piece| sse.feed(piece));
-                sse.seen().deltas > 0
+                if sse.seen().deltas > before {
+                    ticket.piece(now);
+                }
             }
             Reply::Json(json) => {
                 pieces(data, |piece| piece.iter().for_each(|byte| json.feed(*byte)));
-                true
+                ticket.first_token(now);
             }
-            Reply::Opaque => true,
-            Reply::Awaited | Reply::Settled(_) => false,
-        };
-        if let (true, Some(ticket)) = (started, &mut self.ticket) {
-            ticket.first_token(now);
+            Reply::Opaque => ticket.first_token(now),
+            Reply::Awaited | Reply::Settled(_) => {}
         }
     }
 
@@ -131,6 +136,19 @@ impl Watch {
         self.finish(class);
     }
 
+    /// Nothing has come for too long.
+    fn idle(&mut self) {
+        let class = match &self.reply {
+            Reply::Settled(class) => *class,
+            _ => OutcomeClass::Timeout,
+        };
+        self.finish(class);
+    }
+
+    fn is_stream(&self) -> bool {
+        self.ticket.is_some() && matches!(self.reply, Reply::Stream { .. })
+    }
+
     /// Nobody wants the rest.
     fn dropped(&mut self) {
         let class = match &self.reply {
@@ -158,7 +176,9 @@ impl Watch {
         }));
         ticket.raise(self.flags.load(Ordering::Relaxed));
         let now: Timestamp = self.plane.router.now();
+        let decision = ticket.decision();
         ticket.finish(class, now);
+        self.plane.observe(decision, class, now);
     }
 }
 
@@ -212,7 +232,16 @@ pin_project! {
         watch: Option<Watch>,
         // Hyper drops a body of known length without polling it to its end.
         length: Option<u64>,
+        idle: Option<Idle>,
     }
+}
+
+/// How long a stream may say nothing, and when that is over.
+#[derive(Debug)]
+struct Idle {
+    limit: Duration,
+    until: Pin<Box<Sleep>>,
+    over: bool,
 }
 
 impl<B: Body> ObservedBody<B> {
@@ -221,6 +250,7 @@ impl<B: Body> ObservedBody<B> {
         mut watch: Option<Watch>,
         settled: Option<OutcomeClass>,
         content: Content,
+        idle: Option<Duration>,
     ) -> Self {
         let length = inner.size_hint().exact();
         if let Some(watch) = &mut watch {
@@ -229,10 +259,17 @@ impl<B: Body> ObservedBody<B> {
                 watch.complete();
             }
         }
+        let streams = watch.as_ref().is_some_and(Watch::is_stream);
+        let idle = idle.filter(|_| streams).map(|limit| Idle {
+            limit,
+            until: Box::pin(sleep(limit)),
+            over: false,
+        });
         Self {
             inner,
             watch,
             length,
+            idle,
         }
     }
 }
@@ -246,7 +283,25 @@ impl<B: Body> Body for ObservedBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
-        let frame = ready!(this.inner.as_mut().poll_frame(cx));
+        if this.idle.as_ref().is_some_and(|idle| idle.over) {
+            return Poll::Ready(None);
+        }
+        let frame = match (this.inner.as_mut().poll_frame(cx), this.idle.as_mut()) {
+            (Poll::Pending, Some(idle)) => {
+                ready!(idle.until.as_mut().poll(cx));
+                idle.over = true;
+                if let Some(watch) = this.watch {
+                    watch.idle();
+                }
+                return Poll::Ready(None);
+            }
+            (Poll::Ready(frame), Some(idle)) => {
+                let until = Instant::now() + idle.limit;
+                idle.until.as_mut().reset(until);
+                frame
+            }
+            (frame, None) => ready!(frame),
+        };
         let Some(watch) = this.watch else {
             return Poll::Ready(frame);
         };
@@ -267,7 +322,7 @@ impl<B: Body> Body for ObservedBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.idle.as_ref().is_some_and(|idle| idle.over) || self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

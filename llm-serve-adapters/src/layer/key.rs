@@ -1,6 +1,6 @@
 //! What a request is assigned by: a header, a cookie, the bearer token, or itself.
 
-use crate::router::Key;
+use crate::router::{Key, Pin};
 use http::header::{AUTHORIZATION, COOKIE, HeaderName};
 use http::{Extensions, HeaderMap, Request, Uri};
 
@@ -43,6 +43,28 @@ pub trait KeySource {
         }
     }
 
+    /// This key, unless this header says `candidate` or `baseline`: then the request goes there and is no evidence. Whoever may
+    /// set the header may choose; take it off at the edge from everybody else.
+    #[must_use]
+    fn pinned_by(self, header: &str) -> PinnedBy<Self>
+    where
+        Self: Sized,
+    {
+        PinnedBy {
+            key: self,
+            header: HeaderName::from_bytes(header.as_bytes()).ok(),
+        }
+    }
+
+    /// This key, with the moment at which a session began where its id is a UUID of version 7: see [`Key::dated`].
+    #[must_use]
+    fn dated(self) -> Dated<Self>
+    where
+        Self: Sized,
+    {
+        Dated(self)
+    }
+
     /// This key, or each request by itself. Without it, a request without a key goes to the baseline and is no evidence.
     #[must_use]
     fn or_request(self) -> Or<Self, PerRequest>
@@ -50,6 +72,36 @@ pub trait KeySource {
         Self: Sized,
     {
         self.or(PerRequest)
+    }
+}
+
+/// A source, unless a header pins the request: see [`KeySource::pinned_by`].
+#[derive(Debug, Clone)]
+pub struct PinnedBy<K> {
+    key: K,
+    header: Option<HeaderName>,
+}
+
+impl<K: KeySource> KeySource for PinnedBy<K> {
+    fn key<'r>(&self, head: Head<'r>) -> Option<Key<'r>> {
+        let key = self.key.key(head);
+        let said = self.header.as_ref().and_then(|name| head.headers.get(name));
+        let pin = match said.map(http::HeaderValue::as_bytes) {
+            Some(b"candidate") => Pin::Candidate,
+            Some(b"baseline") => Pin::Baseline,
+            _ => return key,
+        };
+        Some(key.unwrap_or(Key::keyless()).pinned(pin))
+    }
+}
+
+/// A source whose sessions tell when they began: see [`KeySource::dated`].
+#[derive(Debug, Clone, Copy)]
+pub struct Dated<K>(K);
+
+impl<K: KeySource> KeySource for Dated<K> {
+    fn key<'r>(&self, head: Head<'r>) -> Option<Key<'r>> {
+        self.0.key(head).map(Key::dated)
     }
 }
 

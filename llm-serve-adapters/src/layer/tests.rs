@@ -1,7 +1,7 @@
 use super::*;
 use crate::recorder::{Recorder, Row};
 use crate::router::tests::durable::Virtual;
-use crate::router::tests::{at, first, version};
+use crate::router::tests::{at, first, forward, version};
 use crate::router::{InProcessRouter, Reason, Role, VersionSlot};
 use bytes::{Buf, Bytes};
 use http::header::HeaderValue;
@@ -378,7 +378,7 @@ async fn without_a_key_a_request_is_no_evidence() {
     let world = World::new();
     let layer = RolloutLayer::new(&world.plane).key(header("x-session-id"));
     let mut service = layer.layer(Handler(|request: &Request<()>| {
-        let decision = *request.extensions().get::<Assignment>().unwrap().decision();
+        let decision = request.extensions().get::<Assignment>().unwrap().decision();
         assert_eq!(
             (decision.role(), decision.reason(), decision.randomised()),
             (Role::Baseline, Reason::Pinned, false)
@@ -404,4 +404,250 @@ async fn data_in_several_pieces_is_seen_whole() {
     assert!(world.ended(OutcomeClass::Ok));
     assert_eq!(world.row().tokens(), 1);
     assert_eq!(at(0), world.plane.router.now());
+}
+
+/// All to the candidate, version 2.
+async fn candidate_for_all() -> World {
+    use crate::host::TrafficRouter as _;
+    let world = World::new();
+    let clock = world.plane.router.state().clock;
+    world
+        .plane
+        .router
+        .set(&forward(1, 1, 1, 100.0, clock))
+        .await
+        .unwrap();
+    world
+}
+
+fn by_role(world: &World, role: Role) -> Option<Row> {
+    let rows = world.plane.recorder.snapshot().unwrap().rows;
+    rows.into_iter().find(|row| row.role() == role)
+}
+
+#[tokio::test]
+async fn what_the_candidate_fails_is_saved_by_the_baseline_and_charged_to_the_candidate() {
+    for (status, class) in [
+        (500, OutcomeClass::UpstreamError),
+        (504, OutcomeClass::Timeout),
+        (429, OutcomeClass::Overload),
+    ] {
+        let world = candidate_for_all().await;
+        let handler = Handler(move |request: &Request<&'static str>| {
+            let decision = request.extensions().get::<Assignment>().unwrap().decision();
+            let status = if decision.role() == Role::Candidate {
+                status
+            } else {
+                200
+            };
+            Answer::Ok(reply(
+                status,
+                "text/plain",
+                Full::new(Bytes::from(*request.body())),
+            ))
+        });
+        let copy = |request: &Request<&'static str>| Some(request.clone());
+        let inner = FailOver::new(&world.plane, copy).layer(handler);
+        let mut service = RolloutLayer::new(&world.plane).layer(inner);
+        let response = service.call(Request::new("hello")).await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(
+            response.headers()[VERSION_HEADER],
+            version(1).reference().to_string()
+        );
+        assert_eq!(
+            response.into_body().collect().await.unwrap().to_bytes(),
+            "hello"
+        );
+        let row = by_role(&world, Role::Candidate).unwrap();
+        assert_eq!(
+            (row.assigned(), row.ended(class), row.finished()),
+            (1, 1, 1)
+        );
+        assert!(by_role(&world, Role::Baseline).is_none());
+    }
+}
+
+#[tokio::test]
+async fn what_may_not_be_sent_twice_is_not() {
+    let world = candidate_for_all().await;
+    let handler = Handler(|_: &Request<()>| Err::<Response<Empty<Bytes>>, _>("refused"));
+    let inner = FailOver::new(&world.plane, |_: &Request<()>| None).layer(handler.clone());
+    let mut service = RolloutLayer::new(&world.plane).layer(inner);
+    assert_eq!(service.call(Request::new(())).await.unwrap_err(), "refused");
+    // And both may fail.
+    let inner =
+        FailOver::new(&world.plane, |_: &Request<()>| Some(Request::new(()))).layer(handler);
+    let mut service = RolloutLayer::new(&world.plane).layer(inner);
+    assert_eq!(service.call(Request::new(())).await.unwrap_err(), "refused");
+    assert_eq!(
+        by_role(&world, Role::Candidate)
+            .unwrap()
+            .ended(OutcomeClass::UpstreamError),
+        2
+    );
+}
+
+#[tokio::test]
+async fn a_breaker_takes_a_failing_candidate_away_for_a_while() {
+    let mut world = candidate_for_all().await;
+    let breaker = crate::Breaker {
+        failures: 3,
+        pause: Duration::from_secs(1),
+    };
+    world.plane = world.plane.clone().breaker(breaker);
+    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let asked = Arc::clone(&broken);
+    let mut service = world.service(move |request: &Request<()>| {
+        let decision = request.extensions().get::<Assignment>().unwrap().decision();
+        let fails = decision.role() == Role::Candidate && asked.load(Ordering::Relaxed);
+        Answer::Ok(reply(
+            if fails { 500 } else { 200 },
+            "text/plain",
+            Empty::<Bytes>::new(),
+        ))
+    });
+    let mut ask = async |ms| {
+        world.at(ms);
+        service
+            .call(Request::new(()))
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    };
+    let mut statuses = Vec::new();
+    for ms in [0, 1, 2, 3, 1_001, 1_002, 1_003, 2_001] {
+        statuses.push(ask(ms).await);
+    }
+    // Three in a row, then the baseline; after the pause one failure is enough.
+    assert_eq!(statuses, [500, 500, 500, 200, 200, 500, 200, 200]);
+    broken.store(false, Ordering::Relaxed);
+    assert_eq!(ask(2_002).await, 200);
+    broken.store(true, Ordering::Relaxed);
+    assert_eq!(
+        [ask(2_003).await, ask(2_004).await],
+        [500, 500],
+        "it has a clean record again"
+    );
+    let row = by_role(&world, Role::Candidate).unwrap();
+    assert_eq!((row.faults(), row.ended(OutcomeClass::Ok)), (6, 1));
+    assert!(!by_role(&world, Role::Baseline).unwrap().randomised());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_without_a_real_reply_is_suspended_until_it_gives_one() {
+    let world = candidate_for_all().await;
+    let well = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let (plane, asked) = (world.plane.clone(), Arc::clone(&well));
+    let every = Duration::from_secs(1);
+    let task = tokio::spawn(async move {
+        let probe = |slot: VersionSlot| {
+            assert_eq!(**slot.version().unwrap().id(), version(2));
+            let well = asked.load(Ordering::Relaxed);
+            async move { well || std::future::pending().await }
+        };
+        plane.watch_health(every, 2, probe).await;
+    });
+    let role = |world: &World| {
+        world
+            .plane
+            .router
+            .decide(&Key::session(b"k"), world.plane.router.now())
+            .role()
+    };
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(role(&world), Role::Candidate);
+    well.store(false, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(role(&world), Role::Baseline);
+    well.store(true, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(role(&world), Role::Candidate);
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_says_nothing_for_too_long_is_ended() {
+    let world = World::new();
+    let layer = RolloutLayer::new(&world.plane).idle(Duration::from_secs(10));
+    let mut service = layer.layer(Handler(|_: &Request<()>| {
+        let stream = futures_util::stream::unfold(0_u64, |n| async move {
+            // 5, 10 and then 15 seconds between two pieces.
+            tokio::time::sleep(Duration::from_millis(4_999 * n)).await;
+            Some((
+                Ok::<_, String>(Frame::data(Bytes::from_static(PIECE.as_bytes()))),
+                n + 1,
+            ))
+        });
+        Answer::Ok(reply(
+            200,
+            "text/event-stream",
+            StreamBody::new(Box::pin(stream)),
+        ))
+    }));
+    let mut body = service.call(Request::new(())).await.unwrap().into_body();
+    for _ in 0..3 {
+        assert_eq!(
+            body.frame().await.unwrap().unwrap().into_data().unwrap(),
+            PIECE
+        );
+    }
+    assert!(body.frame().await.is_none() && body.is_end_stream());
+    assert!(body.frame().await.is_none());
+    assert!(world.ended(OutcomeClass::Timeout));
+    assert_eq!(world.row().started(), 1);
+}
+
+#[tokio::test]
+async fn tenants_and_headers_have_a_say() {
+    use crate::router::{Policies, TenantPolicy};
+    let world = candidate_for_all().await;
+    let policies = Policies::new(TenantPolicy::OPEN).tenant("bank", TenantPolicy::CLOSED);
+    let layer = RolloutLayer::new(&world.plane)
+        .key(
+            header("x-session-id")
+                .or_request()
+                .dated()
+                .pinned_by("x-pin"),
+        )
+        .policy(move |head| {
+            let tenant = head.headers.get("x-tenant");
+            policies.of(tenant.map_or(b"", HeaderValue::as_bytes))
+        });
+    let mut service = layer.layer(Handler(|request: &Request<()>| {
+        let assignment = request.extensions().get::<Assignment>().unwrap();
+        let decision = assignment.decision();
+        let said = format!(
+            "{} {:?} {}",
+            decision.role(),
+            decision.reason(),
+            assignment.policy().no_store
+        );
+        Answer::Ok(reply(200, "text/plain", Full::new(Bytes::from(said))))
+    }));
+    for (headers, said) in [
+        (&[][..], "candidate Keyless false"),
+        (&[("x-session-id", "s")], "candidate Assigned false"),
+        (&[("x-pin", "baseline")], "baseline Pinned false"),
+        (&[("x-pin", "nonsense")], "candidate Keyless false"),
+        (
+            &[("x-tenant", "bank"), ("x-pin", "candidate")],
+            "baseline Pinned true",
+        ),
+    ] {
+        let mut request = Request::new(());
+        for (name, value) in headers {
+            let value = HeaderValue::from_static(value);
+            request
+                .headers_mut()
+                .insert(HeaderName::from_static(name), value);
+        }
+        let body = service.call(request).await.unwrap().into_body();
+        assert_eq!(
+            body.collect().await.unwrap().to_bytes(),
+            said,
+            "{headers:?}"
+        );
+    }
 }

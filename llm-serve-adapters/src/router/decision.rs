@@ -49,6 +49,8 @@ pub enum Reason {
     Busy,
     /// The candidate has more than its cap: to the baseline.
     Capped,
+    /// The candidate is suspended, since it fails: to the baseline.
+    Suspended,
 }
 
 /// A part of the users that the candidate will get at a later stage, or that will be its control arm, while the baseline still
@@ -162,7 +164,8 @@ impl Decision {
             3 => Reason::Lapsed,
             4 => Reason::Forced,
             5 => Reason::Busy,
-            _ => Reason::Capped,
+            6 => Reason::Capped,
+            _ => Reason::Suspended,
         }
     }
 
@@ -269,7 +272,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const REASONS: [Reason; 7] = [
+    const REASONS: [Reason; 8] = [
         Reason::Assigned,
         Reason::Keyless,
         Reason::Pinned,
@@ -277,17 +280,18 @@ mod tests {
         Reason::Forced,
         Reason::Busy,
         Reason::Capped,
+        Reason::Suspended,
     ];
 
     proptest! {
         #[test]
         fn what_is_put_in_comes_out(
-            slot in any::<u16>(), role in 0..3_usize, reason in 0..7_usize, flags in any::<(bool, bool)>(),
+            slot in any::<u16>(), role in 0..3_usize, reason in 0..8_usize, flags in any::<(bool, bool)>(),
             epoch in 0..=Decision::LAST_EPOCH, slice in proptest::option::of((0..7_usize, any::<bool>())),
         ) {
             let slot = VersionSlot::new(slot);
             let mut decision = Decision::new(slot, Role::ALL[role], epoch, flags.0)
-                .because(REASONS[(reason + 1) % 7])
+                .because(REASONS[(reason + 1) % 8])
                 .because(REASONS[reason])
                 .evidence_if(flags.1);
             let slice = slice.map(|(index, control)| Slice::new(index, control).unwrap());

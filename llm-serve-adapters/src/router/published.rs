@@ -31,6 +31,8 @@ pub(crate) struct View {
     /// Mirrored are the requests whose second place is below; at most 2^32.
     pub(crate) mirror_below: u64,
     pub(crate) forced: bool,
+    /// Until then the baseline serves the candidate's requests; zero for not at all.
+    pub(crate) suspended_until: u64,
     /// What older conversations keep: began before, then the first two above as of then.
     pub(crate) ramp: Vec<[u64; 3]>,
     /// The first of the above as of later stages.
@@ -74,6 +76,7 @@ impl View {
             candidate,
             mirror_below: share(split.mirror),
             forced,
+            suspended_until: 0,
             ramp: ramp.take(RAMP).collect(),
             ahead: ahead.take(Slice::MOST).collect(),
         }
@@ -91,8 +94,10 @@ impl View {
 
     /// Until when the usual is all that there is.
     fn usual_until(&self) -> u64 {
-        let unusual =
-            self.forced || self.capped_from < self.candidate_below || !self.ahead.is_empty();
+        let unusual = self.forced
+            || self.suspended_until > 0
+            || self.capped_from < self.candidate_below
+            || !self.ahead.is_empty();
         if unusual { 0 } else { self.deadline }
     }
 }
@@ -136,6 +141,7 @@ pub(crate) struct Published {
     deadline: AtomicU64,
     flags: AtomicU64,
     capped_from: AtomicU64,
+    suspended_until: AtomicU64,
     mirror_below: AtomicU64,
     /// Ends with the first whose moment is zero.
     ramp: [[AtomicU64; 3]; RAMP],
@@ -167,6 +173,7 @@ impl Published {
             deadline: AtomicU64::new(0),
             flags: AtomicU64::new(0),
             capped_from: AtomicU64::new(0),
+            suspended_until: AtomicU64::new(0),
             mirror_below: AtomicU64::new(0),
             ramp: Default::default(),
             ahead: Default::default(),
@@ -200,6 +207,7 @@ impl Published {
             flag(view.forced, FORCED) | flag(serves, SERVES),
         );
         put(&self.capped_from, view.capped_from);
+        put(&self.suspended_until, view.suspended_until);
         put(&self.mirror_below, view.mirror_below);
         let raises = view.ramp.iter().copied().chain(std::iter::repeat([0; 3]));
         for (words, values) in self.ramp.iter().zip(raises) {
@@ -293,7 +301,9 @@ impl Published {
             if now.as_millis() >= get(&self.deadline) {
                 return instead(Reason::Lapsed);
             }
+            let suspended = now.as_millis() < get(&self.suspended_until);
             match key.pin {
+                Some(Pin::Candidate) if suspended => return instead(Reason::Suspended),
                 Some(Pin::Candidate) if flags & SERVES != 0 => {
                     let pinned = of(Role::Candidate).because(Reason::Pinned);
                     return pinned.evidence_if(false);
@@ -313,6 +323,9 @@ impl Published {
             let now_in_force = (get(&self.candidate_below), get(&self.control_from));
             let (below, from) = kept.unwrap_or(now_in_force);
             let role = role(place, below, from);
+            if role == Role::Candidate && suspended {
+                return instead(Reason::Suspended);
+            }
             if role == Role::Candidate && place >= get(&self.capped_from) {
                 return instead(Reason::Capped);
             }
@@ -410,6 +423,7 @@ mod tests {
             candidate: Some(slot),
             mirror_below: all,
             forced: false,
+            suspended_until: 0,
             ramp: vec![[1, all, assign::END]; usize::try_from(n % 17).unwrap()],
             ahead: Vec::new(),
         }
