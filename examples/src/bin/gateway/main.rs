@@ -1,0 +1,119 @@
+//! An OpenAI-compatible reverse proxy that rolls out versions: a template to copy, with nothing hidden in a helper.
+//!
+//! ```text
+//! GATEWAY_TOKEN=secret gateway --store gateway.db --listen 127.0.0.1:8080 --admin 127.0.0.1:8081 \
+//!     --version 1.0.0 http://127.0.0.1:9001 qwen --version 1.1.0 http://127.0.0.1:9002 qwen-tuned
+//! curl -H 'authorization: Bearer secret' --data-binary @canary.toml http://127.0.0.1:8081/submit/chat-v2/1.1.0
+//! ```
+//!
+//! The first `--version` is served the very first time; afterwards what is recorded. Clients talk to `--listen`: chat,
+//! completions and responses, streamed or not, with `x-session-id` (or the body's `user`) as the session. People and dashboards talk
+//! to `--admin`: `/metrics`, `/status`, and with the token `/submit`, `/approve`, `/hold`, `/resume`, `/abort` and
+//! `/force-baseline`.
+
+mod admin;
+mod args;
+mod proxy;
+
+use args::{Args, Served};
+use llm_serve_adapters::apply::Profiles;
+use llm_serve_adapters::layer::{FailOver, KeySource as _, RolloutLayer, from_fn, header};
+use llm_serve_adapters::router::Key;
+use llm_serve_adapters::shadow::{Limits, Normalised, Shadow};
+use llm_serve_adapters::store::SqliteStore;
+use llm_serve_adapters::{Bootstrap, Breaker, Caps, Endpoint};
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tower_layer::Layer as _;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// A stream that says nothing for so long is cut off, and is its version's fault.
+const IDLE: Duration = Duration::from_secs(60);
+
+#[tokio::main]
+#[expect(clippy::print_stderr, reason = "the last word of a program that fails")]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gateway: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "where it listens, for whoever started it"
+)]
+async fn run() -> Result<()> {
+    let args = Args::parse(
+        std::env::args().skip(1),
+        std::env::var("GATEWAY_TOKEN").ok(),
+    )?;
+    let first = args.versions.first().map(|served| served.id.clone());
+    let first = first.ok_or("at least one --version is needed")?;
+
+    // The endpoint: its controller runs on this runtime until the last handle is dropped.
+    let store = SqliteStore::open(&args.store)?;
+    let endpoint = Endpoint::open("chat", store, Bootstrap(first)).await?;
+    let plane = endpoint.data_plane().clone().breaker(Breaker::default());
+
+    // What each version makes of a request, and where it is served.
+    let profile = |served: &Served| (served.id.clone(), served.profile.clone());
+    let profiles = args.versions.iter().map(profile);
+    let profiles = profiles.fold(Profiles::default(), |all, (id, profile)| {
+        all.version(&id, profile)
+    });
+
+    // The request path: key, decision, a second chance on the baseline, the reply followed as it streams.
+    let shadow = Shadow::new(Limits::default(), Normalised);
+    let proxy = proxy::Proxy::new(plane.clone(), profiles, shadow.clone());
+    let second = FailOver::new(&plane, |request: &proxy::Asked| Some(request.clone()));
+    let user = from_fn(|head| {
+        head.extensions
+            .get::<proxy::User>()
+            .map(|user| Key::session(user.0.as_bytes()))
+    });
+    let key = header("x-session-id").or(user).or_request().dated();
+    let layer = RolloutLayer::new(&plane).key(key).idle(IDLE);
+    let app = proxy::app(layer.layer(second.layer(proxy)));
+
+    // A candidate never gets more than half of all tokens, whatever the plan says.
+    let kept = plane.clone();
+    tokio::spawn(async move {
+        let half = llm_rollout::Share::from_percent(50.0).ok();
+        let caps = Caps {
+            requests: None,
+            tokens: half,
+        };
+        loop {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            // Tried again in ten seconds; until then the share stays as it is.
+            let _realised = kept.keep_within(&caps);
+        }
+    });
+
+    let (public, private) = (
+        TcpListener::bind(args.listen).await?,
+        TcpListener::bind(args.admin).await?,
+    );
+    println!("clients: http://{}", public.local_addr()?);
+    println!("admin: http://{}", private.local_addr()?);
+    let admin = admin::app(admin::Desk {
+        endpoint,
+        plane,
+        shadow,
+        versions: args.versions,
+        token: Arc::from(args.token),
+    });
+    tokio::select! {
+        ended = axum::serve(public, app) => ended?,
+        ended = axum::serve(private, admin) => ended?,
+    }
+    Ok(())
+}
