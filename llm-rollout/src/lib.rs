@@ -13,6 +13,7 @@ mod ids;
 pub mod incident;
 pub mod plan;
 pub mod presets;
+pub mod replay;
 mod rollout;
 mod split;
 mod step;

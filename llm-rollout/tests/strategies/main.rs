@@ -18,4 +18,5 @@ mod life;
 mod oracle;
 mod phases;
 mod platforms;
+mod replay;
 mod waves;
