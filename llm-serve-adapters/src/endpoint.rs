@@ -15,7 +15,7 @@ use llm_rollout::{
     Alarm, BadName, Command, EndpointId, Epoch, Fence, Phase, Plan, Rejected, Rollout, RolloutId,
     RouterId, Seq, Split, Verb,
 };
-use llm_version_core::{Safety, Surroundings, VersionId};
+use llm_version_core::{Safety, VersionId};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -44,18 +44,15 @@ pub enum Supersede {
 pub struct Return {
     /// Which version; none for the one that was in production last.
     pub to: Option<VersionId>,
-    /// What runs and waits around the endpoint: sessions, consumers, stored vectors.
-    pub surroundings: Surroundings,
     /// The steps that make it safe, if there are any, have been taken.
     pub steps_taken: bool,
 }
 
 impl Return {
-    /// To the version that was in production last, with nothing known of the surroundings.
+    /// To the version that was in production last.
     pub fn last() -> Self {
         Self {
             to: None,
-            surroundings: Surroundings::default(),
             steps_taken: false,
         }
     }
@@ -165,6 +162,19 @@ pub enum SubmitError {
         "rollout id {0} belongs to another candidate: ids are unique for ever, choose a new one"
     )]
     OtherCandidate(RolloutId),
+    /// There would be no safe way back from the candidate, or none to it.
+    #[error("going to {candidate} and back is not safe: there, {there}; back, {back}")]
+    NoWayBack {
+        /// The candidate.
+        candidate: VersionId,
+        /// From the version in production to it.
+        there: Box<Safety>,
+        /// And back.
+        back: Box<Safety>,
+    },
+    /// The manifests that say whether the way back is safe cannot be read.
+    #[error("whether the way back is safe cannot be told: {0}")]
+    Manifests(String),
     /// The plan wants the version watched by a probe that the endpoint does not have.
     #[error("the plan watches by {0:?}: give the endpoint a probe of that name, or take it out")]
     NoProbe(String),
@@ -291,7 +301,8 @@ impl EndpointBuilder {
         self
     }
 
-    /// Finds manifests: [`Endpoint::roll_back`] then refuses what is not safe by the versions' interface contracts.
+    /// Finds manifests: a candidate is then refused if the interface contracts forbid the way there or back, or if its adapters belong to other
+    /// base weights; [`Endpoint::roll_back`] refuses what is not safe.
     #[must_use]
     pub fn manifests(mut self, manifests: impl Manifests) -> Self {
         self.manifests = Some(Arc::new(manifests));

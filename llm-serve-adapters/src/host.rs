@@ -10,7 +10,7 @@ use llm_rollout::{
     EndpointId, Epoch, Fence, Heartbeat, IntentId, MetricDef, Notice, Order, Position, Probed,
     RouterClock, RouterId, RouterState, Seq, Split, Timestamp,
 };
-use llm_version_core::{Manifest, VersionId};
+use llm_version_core::{Manifest, Surroundings, VersionId};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -298,7 +298,7 @@ pub trait Incidents: Debug + Send + Sync + 'static {
     async fn keep(&self, endpoint: &EndpointId, incident: &Incident) -> Result<()>;
 }
 
-/// Where manifests are found by version, such as a registry: whether the way back is safe is read from them.
+/// Where manifests are found by version, such as a registry: whether there and back is safe is read from them.
 #[async_trait]
 pub trait Manifests: Debug + Send + Sync + 'static {
     /// The manifest of a version; `None` if it is not known here.
@@ -306,6 +306,14 @@ pub trait Manifests: Debug + Send + Sync + 'static {
     /// # Errors
     /// `Transient` if it cannot be reached.
     async fn manifest(&self, version: &VersionId) -> Result<Option<Manifest>>;
+
+    /// What runs and waits around the endpoint: sessions, consumers, stored vectors, base weights, revoked versions.
+    ///
+    /// # Errors
+    /// `Transient` if it cannot be told.
+    async fn surroundings(&self) -> Result<Surroundings> {
+        Ok(Surroundings::default())
+    }
 }
 
 /// Looks after a version in production: a suite of questions, sampled scores, a drift detector. Its name is what plans put under `[[watch]]`.

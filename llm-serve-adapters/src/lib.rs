@@ -2,7 +2,6 @@
 #![deny(missing_docs)]
 
 pub mod apply;
-#[cfg(feature = "openai")]
 pub mod backend;
 #[cfg(feature = "calendar")]
 mod calendar;

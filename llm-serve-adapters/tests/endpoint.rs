@@ -229,7 +229,11 @@ async fn a_bar_keeps_new_rollouts_out_and_lets_the_queue_wait() {
 
 /// Manifests whose context length is what the test says.
 #[derive(Debug)]
-struct Registry(Vec<(u8, u64)>);
+struct Registry {
+    contexts: Vec<(u8, u64)>,
+    longest: Arc<AtomicUsize>,
+    revoked: Option<u8>,
+}
 
 fn manifest(n: u8, context: u64) -> Manifest {
     let mut draft = Draft::new(Name::new("chat").unwrap(), Version::new(u32::from(n), 0, 0));
@@ -247,16 +251,48 @@ fn manifest(n: u8, context: u64) -> Manifest {
 #[async_trait]
 impl Manifests for Registry {
     async fn manifest(&self, id: &VersionId) -> Result<Option<Manifest>> {
-        let known = self.0.iter().find(|(n, _)| version(*n) == *id);
+        let known = self.contexts.iter().find(|(n, _)| version(*n) == *id);
         Ok(known.map(|(n, context)| manifest(*n, *context)))
     }
+
+    async fn surroundings(&self) -> Result<Surroundings> {
+        let mut around = Surroundings::default();
+        around.longest_session = Some(self.longest.load(Ordering::SeqCst) as u64);
+        let revoked = self.revoked.map(|n| manifest(n, 8_000).id().clone());
+        around.revoked = revoked.into_iter().collect();
+        Ok(around)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_without_a_way_back_is_refused() {
+    let store = Cuttable::default();
+    let registry = Registry {
+        contexts: vec![(1, 8_000), (2, 8_000)],
+        longest: Arc::default(),
+        revoked: Some(2),
+    };
+    let host = Host::with(&store, |b| b.manifests(registry)).await;
+    let submit = |n| host.endpoint.submit(id("r1"), version(n), plan());
+    let refused = submit(2).await.unwrap_err();
+    assert!(
+        matches!(refused, SubmitError::NoWayBack { .. }),
+        "{refused}"
+    );
+    let unknown = submit(3).await.unwrap_err();
+    assert!(matches!(unknown, SubmitError::Manifests(_)), "{unknown}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn after_promotion_one_goes_back_within_the_window_if_the_contract_allows() {
     let store = Cuttable::default();
-    let registry = || Registry(vec![(1, 8_000), (2, 8_000), (3, 32_000)]);
-    let mut host = Host::with(&store, |b| b.manifests(registry()).rollback_window(1)).await;
+    let longest = Arc::new(AtomicUsize::new(0));
+    let registry = Registry {
+        contexts: vec![(1, 8_000), (2, 8_000), (3, 32_000)],
+        longest: Arc::clone(&longest),
+        revoked: None,
+    };
+    let mut host = Host::with(&store, |b| b.manifests(registry).rollback_window(1)).await;
     let none = host.endpoint.roll_back(Return::last(), "ana", "slow").await;
     assert!(
         matches!(none, Err(ReturnError::OutsideWindow { .. })),
@@ -278,12 +314,8 @@ async fn after_promotion_one_goes_back_within_the_window_if_the_contract_allows(
         "{error}"
     );
 
-    let mut surroundings = Surroundings::default();
-    surroundings.longest_session = Some(20_000);
-    let way = Return {
-        surroundings,
-        ..Return::last()
-    };
+    longest.store(20_000, Ordering::SeqCst);
+    let way = Return::last();
     let error = host
         .endpoint
         .roll_back(way.clone(), "ana", "slow")

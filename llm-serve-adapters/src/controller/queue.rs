@@ -7,7 +7,7 @@ use crate::journal::{Event, QUEUE, Queued};
 use llm_rollout::{
     Cause, Command, Input, Plan, Rollout, RolloutId, RouterId, Said, Timestamp, Verb, presets,
 };
-use llm_version_core::{Safety, VersionId, transition};
+use llm_version_core::{Obstacle, Safety, Transition, VersionId, transition};
 use std::time::Duration;
 
 /// A rollout that somebody wants.
@@ -48,6 +48,9 @@ impl Controller {
         }
         if let Some(router) = self.parts.routers.iter().find(|r| !routers::is_safe(&***r)) {
             return Ok(Err(SubmitError::UnsafeRouter(router.id().clone())));
+        }
+        if let Err(refused) = self.has_way_back(candidate).await {
+            return Ok(Err(refused));
         }
         let busy = self.rollout().filter(|r| !r.is_settled());
         let ahead = busy
@@ -206,15 +209,10 @@ impl Controller {
     }
 
     async fn is_safe(&self, to: &VersionId, way: &Return) -> std::result::Result<(), ReturnError> {
-        let (Some(manifests), Some(from)) = (&self.parts.manifests, &self.ledger.production) else {
+        let Some(moved) = self.moved(to).await? else {
             return Ok(());
         };
-        let known = async |version: &VersionId| {
-            let manifest = routers::within(manifests.manifest(version)).await?;
-            manifest.ok_or_else(|| ReturnError::NoManifest(version.clone()))
-        };
-        let (from, manifest) = (known(from).await?, known(to).await?);
-        let safety = transition(&from, &manifest, &way.surroundings).forward;
+        let safety = moved.forward;
         let safe = match &safety {
             Safety::Safe => true,
             Safety::NeedsAction(_) => way.steps_taken,
@@ -225,6 +223,37 @@ impl Controller {
         }
         let to = to.clone();
         Err(ReturnError::NotSafe { to, safety })
+    }
+
+    /// What the contracts say of going from the version in production to this one, and back; none without manifests.
+    async fn moved(&self, to: &VersionId) -> std::result::Result<Option<Transition>, ReturnError> {
+        let (Some(manifests), Some(from)) = (&self.parts.manifests, &self.ledger.production) else {
+            return Ok(None);
+        };
+        let known = async |version: &VersionId| {
+            let manifest = routers::within(manifests.manifest(version)).await?;
+            manifest.ok_or_else(|| ReturnError::NoManifest(version.clone()))
+        };
+        let around = routers::within(manifests.surroundings()).await?;
+        let (from, to) = (known(from).await?, known(to).await?);
+        Ok(Some(transition(&from, &to, &around)))
+    }
+
+    /// A rollout that cannot come back is not a rollout.
+    async fn has_way_back(&self, candidate: &VersionId) -> Submitted {
+        match self.moved(candidate).await {
+            Ok(Some(Transition { forward, back, .. }))
+                if matches!(forward, Safety::Forbidden(_)) || is_closed(&back) =>
+            {
+                Err(SubmitError::NoWayBack {
+                    candidate: candidate.clone(),
+                    there: Box::new(forward),
+                    back: Box::new(back),
+                })
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(SubmitError::Manifests(error.to_string())),
+        }
     }
 
     async fn withdraw(&mut self, id: &RolloutId, cause: Cause) -> Result<bool> {
@@ -314,6 +343,17 @@ impl Controller {
             }
         }
     }
+}
+
+/// Whether nothing leads back. That the version in production should not serve any more is a reason to leave it.
+fn is_closed(back: &Safety) -> bool {
+    let unwanted = |o: &Obstacle| {
+        matches!(
+            o,
+            Obstacle::Revoked(_) | Obstacle::KeyRevoked(_) | Obstacle::BelowFloor { .. }
+        )
+    };
+    matches!(back, Safety::Forbidden(obstacles) if !obstacles.iter().all(unwanted))
 }
 
 fn answered(logged: bool) -> Submitted {
