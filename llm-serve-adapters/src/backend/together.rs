@@ -106,13 +106,11 @@ mod tests {
     #[async_trait]
     impl ServingBackend for Part {
         async fn prepare(&self, _: &VersionId, _: Position) -> Result<()> {
-            match self.error {
-                Some(kind) => Err(Error::new(kind, "no room")),
-                None => {
-                    self.loaded.fetch_add(1, Ordering::SeqCst);
-                    Ok(())
-                }
+            if let Some(kind) = self.error {
+                return Err(Error::new(kind, "no room"));
             }
+            self.loaded.fetch_add(1, Ordering::SeqCst);
+            Ok(())
         }
 
         async fn healthy(&self, _: &VersionId) -> Result<Option<bool>> {
