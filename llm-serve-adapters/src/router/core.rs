@@ -148,6 +148,12 @@ impl RouterCore {
         }
     }
 
+    /// This router after a restart: what it persists is as it was, a share in it has lapsed, and the boot is another.
+    #[must_use]
+    pub fn restarted(&self, boot: u64) -> Self {
+        Self::restored(boot, self.record())
+    }
+
     pub(crate) fn record(&self) -> Record {
         Record {
             format: Format::CURRENT,
