@@ -5,3 +5,5 @@
 #[cfg(feature = "alertmanager")]
 mod alertmanager;
 mod process;
+#[cfg(feature = "prometheus")]
+mod prometheus;
