@@ -868,7 +868,7 @@ fn without_detail(step: &mut Step, rollout: &Rollout) {
         step.state.cause = Some(Cause::NoVerdict);
     }
     step.intents
-        .retain(|i| !matches!(i.effect, Effect::Notify(_) | Effect::Record));
+        .retain(|i| !matches!(i.effect, Effect::Notify(_) | Effect::Record(_)));
     step.done
         .retain(|id| rollout.pending().iter().any(|i| i.id == *id));
 }
