@@ -1,0 +1,81 @@
+//! What an operator was told holds: a rollout whose abort was acknowledged is not promoted any more. It may be where the
+//! baseline cannot serve: such an abort is logged, and waits for the baseline or for another word.
+
+use super::violated;
+use crate::history::{Decided, History, Number, Violation, What, Why};
+use llm_rollout::Phase;
+use std::collections::BTreeSet;
+
+pub(crate) fn check(history: &History) -> Result<(), Violation> {
+    let mut aborted: BTreeSet<Number> = BTreeSet::new();
+    let mut stranded: BTreeSet<Number> = BTreeSet::new();
+    for event in &history.events {
+        match &event.what {
+            What::Answered {
+                rollout,
+                verb,
+                accepted: true,
+            } if verb.starts_with("abort") && !stranded.contains(rollout) => {
+                aborted.insert(*rollout);
+            }
+            What::Decided(step) if is_stranded(step) => {
+                stranded.insert(step.rollout);
+            }
+            What::Decided(step) if aborted.contains(&step.rollout) && goes_on(step.after) => {
+                let text = format!("an abort was acknowledged, and now it is {}", step.after);
+                return violated("acknowledged", event.at, text);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn goes_on(phase: Phase) -> bool {
+    matches!(
+        phase,
+        Phase::Promoting | Phase::Promoted | Phase::Shifting { .. }
+    )
+}
+
+/// Aborted, and still where it was.
+fn is_stranded(step: &Decided) -> bool {
+    let stays = step.after.stage().is_some() || step.after == Phase::Baking;
+    stays && matches!(&step.why, Why::Verb(verb) if verb.starts_with("abort"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tale::{BACK, decided, history, step};
+    use super::*;
+
+    #[test]
+    fn an_acknowledged_abort_is_kept() {
+        let answer = |accepted| What::Answered {
+            rollout: 1,
+            verb: "abort".to_owned(),
+            accepted,
+        };
+        let soaking = Phase::Soaking { stage: 0 };
+        let promotes = decided(step(3, soaking, Phase::Promoting));
+        let back = decided(step(3, soaking, BACK));
+        assert!(check(&history(vec![(1, answer(true)), (2, back)])).is_ok());
+        assert!(check(&history(vec![(1, answer(true)), (2, promotes.clone())])).is_err());
+        assert!(check(&history(vec![(1, answer(false)), (2, promotes)])).is_ok());
+    }
+
+    #[test]
+    fn an_abort_that_waits_for_the_baseline_may_be_overtaken() {
+        let soaking = Phase::Soaking { stage: 0 };
+        let mut waits = step(3, soaking, Phase::Held { stage: 0 });
+        waits.why = Why::Verb("abort".to_owned());
+        let answer = What::Answered {
+            rollout: 1,
+            verb: "abort".to_owned(),
+            accepted: true,
+        };
+        let promotes = decided(step(4, Phase::Held { stage: 0 }, Phase::Promoting));
+        let story = vec![(1, decided(waits)), (1, answer), (2, promotes)];
+        assert!(check(&history(story)).is_ok());
+    }
+}
