@@ -85,7 +85,7 @@ impl Gates {
         PlanSpec {
             alpha: self.alpha,
             pause_alpha: None,
-            look_every: Duration::from_secs(60),
+            look_every: look_every(&stages),
             metrics: self.metrics,
             ungated: self.gates.is_empty(),
             gates: self.gates,
@@ -121,6 +121,13 @@ impl Pace {
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
+
+/// A tenth of the shortest dwell, from a second to a minute: a stage is left at a look, so a long time between two would stretch a
+/// short one. Looking more often costs no error budget.
+fn look_every(stages: &[StageSpec]) -> Duration {
+    let shortest = stages.iter().map(|s| s.dwell).min().unwrap_or_default();
+    (shortest / 10).clamp(Duration::from_secs(1), Duration::from_secs(60))
+}
 
 fn stage(serve: Share, dwell: Duration) -> StageSpec {
     StageSpec {
@@ -442,10 +449,7 @@ pub fn all_at_once(gates: Gates, soak: Duration, bake: Duration) -> Result<Plan,
 /// # Errors
 /// None are known: the plan is checked like any other.
 pub fn instant(bake: Duration) -> Result<Plan, PlanError> {
-    let stages = vec![stage(Share::ALL, Duration::ZERO)];
-    let mut spec = Gates::nothing().plan(stages, Finish::Promote, bake);
-    spec.look_every = Duration::from_secs(1);
-    spec.try_into()
+    all_at_once(Gates::nothing(), Duration::ZERO, bake)
 }
 
 /// What the reference schedule measures.
@@ -598,6 +602,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn no_stage_is_stretched_by_the_time_between_two_looks() {
+        for (name, plan) in all() {
+            for stage in plan.stages() {
+                let tenth = (stage.dwell / 10).max(Duration::from_secs(1));
+                assert!(plan.spec().look_every <= tenth, "{name}");
+            }
+        }
+        let second = Duration::from_secs(1);
+        assert_eq!(instant(HOUR).unwrap().spec().look_every, second);
     }
 
     #[test]
