@@ -5,6 +5,7 @@
 
 pub mod data;
 pub mod figure;
+pub mod layer;
 pub mod machine;
 pub mod measure;
 pub mod peers;
@@ -66,6 +67,11 @@ pub const GROUPS: &[Group] = &[
         name: machine::GROUP,
         about: "what to do next: a thousand rollouts in one process",
         run: machine::run,
+    },
+    Group {
+        name: layer::GROUP,
+        about: "what the tower layer adds to a streamed reply",
+        run: layer::run,
     },
     Group {
         name: verify::GROUP,

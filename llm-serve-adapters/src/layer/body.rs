@@ -34,11 +34,11 @@ enum Reply {
     /// Its status, or the host, has said how the request ends, whatever the body says.
     Settled(OutcomeClass),
     Stream {
-        sse: Box<Sse>,
+        sse: Sse,
         done_required: bool,
         blind: bool,
     },
-    Json(Box<Json>),
+    Json(Json),
     Opaque,
 }
 
@@ -69,11 +69,11 @@ impl Watch {
         self.reply = match (settled, content) {
             (Some(class), _) => Reply::Settled(class),
             (None, Content::Stream { done_required }) => Reply::Stream {
-                sse: Box::default(),
+                sse: Sse::default(),
                 done_required,
                 blind: false,
             },
-            (None, Content::Json) => Reply::Json(Box::default()),
+            (None, Content::Json) => Reply::Json(Json::default()),
             (None, Content::Opaque) => Reply::Opaque,
         };
     }
@@ -96,7 +96,7 @@ impl Watch {
                 }
             }
             Reply::Json(json) => {
-                pieces(data, |piece| piece.iter().for_each(|byte| json.feed(*byte)));
+                pieces(data, |piece| json.feed_all(piece));
                 ticket.first_token(now);
             }
             Reply::Opaque => ticket.first_token(now),

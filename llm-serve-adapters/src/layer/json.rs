@@ -57,7 +57,14 @@ enum State {
 }
 
 /// Longer strings are none that matter.
-const LONGEST: usize = 24;
+pub(super) const LONGEST: usize = 24;
+
+/// Keeps as much of a text as there is room for behind so much of it; how much there is now.
+pub(super) fn keep(buffer: &mut [u8; LONGEST], length: usize, text: &[u8]) -> usize {
+    let room = buffer.get_mut(length..).unwrap_or_default();
+    room.iter_mut().zip(text).for_each(|(to, from)| *to = *from);
+    length.saturating_add(text.len())
+}
 
 /// The scanner's whole memory: no input makes it grow.
 #[derive(Debug, Clone, Copy, Default)]
@@ -80,6 +87,24 @@ impl Json {
             seen: self.seen,
             ..Self::default()
         };
+    }
+
+    /// The same as byte by byte; what is within a string is passed over at once.
+    pub(crate) fn feed_all(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while let Some((byte, tail)) = rest.split_first() {
+            if self.state == State::Text {
+                let within = rest.iter().position(|byte| matches!(byte, b'"' | b'\\'));
+                let (text, after) = rest.split_at(within.unwrap_or(rest.len()));
+                self.length = keep(&mut self.buffer, self.length, text);
+                if !text.is_empty() {
+                    rest = after;
+                    continue;
+                }
+            }
+            self.feed(*byte);
+            rest = tail;
+        }
     }
 
     pub(crate) fn feed(&mut self, byte: u8) {
@@ -233,6 +258,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn at_once_is_as_byte_by_byte(
+            text in "([ -~]|\\\\\"|\"content\": ?\"|\\{|\\}|é){0,60}", cut in 0..60_usize,
+        ) {
+            let (mut one, mut all) = (Json::default(), Json::default());
+            text.bytes().for_each(|byte| one.feed(byte));
+            let (head, tail) = text.as_bytes().split_at(cut.min(text.len()));
+            all.feed_all(head);
+            all.feed_all(tail);
+            prop_assert_eq!(one.seen, all.seen);
+            prop_assert_eq!((one.state, one.length, one.depth), (all.state, all.length, all.depth));
+        }
+
         #[test]
         fn nothing_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut json = Json::default();

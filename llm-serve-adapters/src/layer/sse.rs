@@ -1,6 +1,6 @@
 //! Looks through a server-sent event stream as it passes, without keeping any of it.
 
-use super::json::{Json, Seen};
+use super::json::{Json, LONGEST, Seen, keep};
 
 /// What a field of an event is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -14,8 +14,6 @@ enum Field {
     Event,
     Other,
 }
-
-const LONGEST: usize = 24;
 
 /// The scanner's whole memory: no input makes it grow.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,13 +30,25 @@ pub(crate) struct Sse {
 impl Sse {
     /// Some more bytes of the stream.
     pub(crate) fn feed(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
+        let mut rest = bytes;
+        while let Some((&byte, tail)) = rest.split_first() {
+            if matches!(self.field, Field::Data | Field::Event | Field::Other) {
+                let end = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
+                let (line, after) = rest.split_at(end.unwrap_or(rest.len()));
+                if !line.is_empty() {
+                    self.after_return = false;
+                    self.within_value(line);
+                    rest = after;
+                    continue;
+                }
+            }
             let after_return = std::mem::replace(&mut self.after_return, byte == b'\r');
             match byte {
                 b'\n' if after_return => {}
                 b'\n' | b'\r' => self.end_of_line(),
                 _ => self.within_line(byte),
             }
+            rest = tail;
         }
     }
 
@@ -57,13 +67,6 @@ impl Sse {
         self.done || self.json.seen.ended
     }
 
-    fn keep(&mut self, byte: u8) {
-        if let Some(place) = self.line.get_mut(self.length) {
-            *place = byte;
-        }
-        self.length = self.length.saturating_add(1);
-    }
-
     fn text(&self) -> &[u8] {
         self.line.get(..self.length).unwrap_or_default()
     }
@@ -78,19 +81,26 @@ impl Sse {
                 };
                 self.length = 0;
             }
-            Field::Name => self.keep(byte),
+            Field::Name => self.length = keep(&mut self.line, self.length, &[byte]),
             Field::Colon(data) => {
                 self.field = if data { Field::Data } else { Field::Event };
                 if byte != b' ' {
                     self.within_line(byte);
                 }
             }
+            Field::Data | Field::Event | Field::Other => self.within_value(&[byte]),
+        }
+    }
+
+    /// A part of a value that no line ends in.
+    fn within_value(&mut self, part: &[u8]) {
+        match self.field {
             Field::Data => {
-                self.keep(byte);
-                self.json.feed(byte);
+                self.length = keep(&mut self.line, self.length, part);
+                self.json.feed_all(part);
             }
-            Field::Event => self.keep(byte),
-            Field::Other => {}
+            Field::Event => self.length = keep(&mut self.line, self.length, part),
+            Field::Name | Field::Colon(_) | Field::Other => {}
         }
     }
 

@@ -117,7 +117,16 @@ impl<const C: usize, const D: usize> Sip<C, D> {
     }
 
     pub(crate) fn write(mut self, bytes: &[u8]) -> Self {
-        for &byte in bytes {
+        let (words, rest) = if self.length.is_multiple_of(8) {
+            bytes.as_chunks::<8>()
+        } else {
+            (&[][..], bytes)
+        };
+        for word in words {
+            self.absorb(u64::from_le_bytes(*word));
+            self.length = self.length.wrapping_add(8);
+        }
+        for &byte in rest {
             self.tail |= u64::from(byte) << (8 * (self.length % 8));
             self.length = self.length.wrapping_add(1);
             if self.length.is_multiple_of(8) {
