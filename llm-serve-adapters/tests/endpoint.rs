@@ -12,8 +12,8 @@ use llm_rollout::{
     RouterId, RouterState, Seq, Timestamp,
 };
 use llm_serve_adapters::host::{
-    Calendar, Error, Manifests, Probe, Result, RouterCapabilities, ServingBackend, StateStore as _,
-    Support, TrafficRouter,
+    Calendar, Error, Letter, Manifests, Notifier, Probe, Result, RouterCapabilities,
+    ServingBackend, StateStore as _, Support, TrafficRouter,
 };
 use llm_serve_adapters::journal::{Entry, Event};
 use llm_serve_adapters::{
@@ -765,4 +765,68 @@ async fn while_it_bakes_an_alarm_takes_the_quick_way_back() {
     let end = run.finished().await.unwrap();
     assert!(matches!(end.cause, Some(Cause::Alarm { name, .. }) if name == "canonical"));
     assert_eq!(host.endpoint.status().ledger.production, Some(version(1)));
+}
+
+/// Hears nothing until it is repaired.
+#[derive(Debug, Clone, Default)]
+struct Deaf {
+    works: Arc<AtomicBool>,
+    heard: Arc<std::sync::Mutex<Vec<(String, String)>>>,
+    tries: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl Notifier for Deaf {
+    async fn notify(&self, letter: &Letter<'_>) -> Result<()> {
+        self.tries.fetch_add(1, Ordering::SeqCst);
+        if !self.works.load(Ordering::SeqCst) {
+            return Err(Error::transient("down"));
+        }
+        let (key, text) = (letter.key(), letter.notice.text.clone());
+        self.heard.lock().unwrap().push((key, text));
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_notifier_that_is_down_blocks_nothing_and_hears_it_later() {
+    let (store, deaf) = (Cuttable::default(), Deaf::default());
+    let pager = deaf.clone();
+    let mut host = Host::with(&store, |b| b.notifier(pager)).await;
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
+    host.live(200, 40, &second_is_bad).await;
+    assert_eq!(run.finished().await.unwrap().phase, Phase::RolledBack);
+    let next = host
+        .endpoint
+        .submit(id("r2"), version(3), plan())
+        .await
+        .unwrap();
+    host.live(60, 40, &alike).await;
+    assert!(deaf.tries.load(Ordering::SeqCst) > 3 && deaf.heard.lock().unwrap().is_empty());
+    drop((run, next));
+    host.kill().await;
+    // Repaired, and the process has been killed in between.
+    deaf.works.store(true, Ordering::SeqCst);
+    let pager = deaf.clone();
+    let mut host = Host::with(&store, |b| b.notifier(pager)).await;
+    host.live(120, 40, &alike).await;
+    let heard = deaf.heard.lock().unwrap().clone();
+    assert!(
+        heard
+            .iter()
+            .any(|(_, text)| text.starts_with("rolling back")),
+        "{heard:?}"
+    );
+    let mut keys: Vec<_> = heard.iter().map(|(key, _)| key).collect();
+    keys.sort();
+    keys.dedup();
+    assert_eq!(
+        keys.len(),
+        heard.len(),
+        "nothing is told twice once it has arrived"
+    );
 }
