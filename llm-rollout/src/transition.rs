@@ -6,7 +6,7 @@ use crate::draft::{APPROVAL, Decision, Draft, UNHEALTHY, drains, warms};
 use crate::plan::Undecided;
 use crate::{
     Advance, Alarm, Cause, Command, Effect, Fence, Input, IntentId, Load, Look, Observed, Outcome,
-    Phase, Position, Recovery, Response, Rollout, Seq, Standby, Timestamp, Verb,
+    Phase, Position, Recovery, Response, Rollout, RouterState, Seq, Standby, Timestamp, Verb,
 };
 use llm_gates::{Action, Verdict};
 use std::time::Duration;
@@ -446,10 +446,19 @@ fn told_to_go_back(rollout: &Rollout, routers: &Observed) -> Option<Cause> {
             || (rollout.state().routed.is_some() && Some(router.at.seq) > last)
         {
             Some(Cause::Marked { router: named() })
+        } else if has_forgotten(rollout, router) {
+            Some(Cause::Drifted { router: named() })
         } else {
             None
         }
     })
+}
+
+/// A router that remembers nothing, and began with the split of this rollout: it may have been told to go back before.
+fn has_forgotten(rollout: &Rollout, router: &RouterState) -> bool {
+    rollout.phase().stage().is_some()
+        && router.at == Position::default()
+        && router.split.rollout.as_ref() == Some(rollout.id())
 }
 
 /// Whether a router had carried out the split in force and let it lapse, or has forgotten it in a restart.

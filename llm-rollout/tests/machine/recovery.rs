@@ -3,7 +3,8 @@
 use crate::life::{Life, plan, version};
 use llm_gates::Verdict;
 use llm_rollout::{
-    Cause, Direction, Effect, Input, Outcome, Phase, Plan, Recovery, Rejected, Share, Standby, Verb,
+    Cause, Direction, Effect, Input, Outcome, Phase, Plan, Position, Recovery, Rejected, Share,
+    Standby, Verb,
 };
 use std::time::Duration;
 
@@ -238,4 +239,25 @@ fn the_incident_is_recorded_when_it_is_over() {
     assert!(!life.asked(&Effect::Record("r1".parse().unwrap())));
     life.serve();
     assert!(life.asked(&Effect::Record("r1".parse().unwrap())));
+}
+
+#[test]
+fn a_router_that_forgets_what_it_was_told_sends_it_back() {
+    let mut life = Life::new();
+    life.router.at = Position::default();
+    life.give(Input::Start).unwrap();
+    let never_told = life.router.clone();
+    life.serve();
+    let told = std::mem::replace(&mut life.router, never_told);
+    assert!(
+        !life.found(),
+        "one that was never told anything is waited for"
+    );
+    // It starts again without a memory: all it has is the store's split.
+    life.router.split = told.split;
+    life.router.lapsed = true;
+    assert!(life.found());
+    assert_eq!(life.rollout.phase(), REDIRECTING);
+    let cause = life.rollout.state().cause.clone();
+    assert_eq!(cause, Some(Cause::Drifted { router: "a".into() }));
 }
