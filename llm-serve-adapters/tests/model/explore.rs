@@ -99,6 +99,7 @@ pub(crate) fn explore(
     every: u64,
 ) -> Found {
     let mut kit = Kit::new(limits.stages, rules, watch);
+    kit.forgetful = limits.forgetful;
     let first = World::first(&mut kit).canonical().0;
     let mut visited = Visited::default();
     let mut parents: Vec<(u32, Action)> = vec![(0, Action::Up)];
@@ -327,6 +328,7 @@ fn sights(kit: &Kit, world: &World, out: &mut BTreeSet<&'static str>) {
 /// The trace in words, with routers and controllers keeping their names.
 fn story(rules: Rules, watch: Option<Broken>, limits: &Limits, path: &[Action]) -> Vec<String> {
     let mut kit = Kit::new(limits.stages, rules, watch);
+    kit.forgetful = limits.forgetful;
     let (mut world, mut routers, mut controllers) = World::first(&mut kit).canonical();
     let mut story = Vec::new();
     // A path is followed in canonical states, and a calm end as it came.

@@ -187,6 +187,8 @@ pub(crate) struct Kit {
     pub(crate) rules: Rules,
     /// Only this property is looked at; none: all are.
     pub(crate) watch: Option<Broken>,
+    /// Routers remember nothing over a restart, and read the store's split before they serve.
+    pub(crate) forgetful: bool,
     plan: Plan,
     logs: Vec<(Log, LogFacts)>,
     entries: Vec<Entry>,
@@ -302,6 +304,7 @@ impl Kit {
         Self {
             rules,
             watch,
+            forgetful: false,
             plan: plan(stages, rules),
             logs: Vec::new(),
             entries: Vec::new(),
@@ -344,6 +347,16 @@ impl Kit {
             1,
             Split::steady(None, version(1), Epoch::default()),
         ))
+    }
+
+    /// A router without a memory of its own, after it has read the store's split.
+    pub(crate) fn reloaded(&mut self, log: LogId, boot: u8) -> CoreId {
+        let log = &self.logs[usize::from(log)].0;
+        let split = match &log.rollout {
+            Some(rollout) if rollout.state().routed.is_some() => rollout.state().split.clone(),
+            _ => Split::steady(None, version(log.production), log.epoch),
+        };
+        self.add_core(RouterCore::new(boot.into(), split))
     }
 
     pub(crate) fn log(&self, id: LogId) -> &LogFacts {
@@ -788,6 +801,9 @@ impl Kit {
                     (state.mark, state.latch) = (None, None);
                 }
                 state.lapsed &= self.rules.hold(Rule::LapseIsNoticed);
+                if state.at == Position::default() && !self.rules.hold(Rule::ForgottenGoesBack) {
+                    state.split.rollout = None;
+                }
                 state
             });
             let counts = state.is_some() || self.rules.hold(Rule::UnreachableUnconfirmed);

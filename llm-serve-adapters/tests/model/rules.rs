@@ -35,6 +35,8 @@ pub(crate) enum Rule {
     UnloggedBackHolds,
     /// 7. A router persists its state before it acknowledges.
     Persists,
+    /// 7. A router that remembers nothing and started during this rollout sends it back.
+    ForgottenGoesBack,
     /// 8. An unreachable router confirms nothing.
     UnreachableUnconfirmed,
     /// 9. A verdict counts only with the current epoch.

@@ -20,6 +20,8 @@ pub(crate) struct Limits {
     pub(crate) fences: u8,
     /// Whether a verdict may be that the candidate harms.
     pub(crate) fails: bool,
+    /// Routers remember nothing over a restart, and read the store's split before they serve.
+    pub(crate) forgetful: bool,
 }
 
 impl Limits {
@@ -33,6 +35,7 @@ impl Limits {
             ticks: 0,
             fences: 3,
             fails: true,
+            forgetful: false,
         }
     }
 }
@@ -589,6 +592,9 @@ impl World {
             Action::Restart(r) => {
                 let boot = self.routers[usize::from(r)].boot + 1;
                 let mut world = self.worse().ask(kit, r, Question::Restart(boot))?.0;
+                if kit.forgetful {
+                    world.routers[usize::from(r)].core = kit.reloaded(self.log, boot);
+                }
                 let router = &mut world.routers[usize::from(r)];
                 (router.boot, router.now, router.heard) = (boot, 0, 0);
                 Ok(world)
