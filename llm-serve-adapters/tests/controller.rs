@@ -209,10 +209,7 @@ async fn a_rollback_does_not_wait_for_the_store_and_is_logged_later() {
     assert_eq!(host.candidate_share(), 0, "users are off at once");
     let appended = store.appends.load(Ordering::SeqCst);
     host.live(30, 10, &alike).await;
-    assert_eq!(
-        store.appends.load(Ordering::SeqCst),
-        appended
-    );
+    assert_eq!(store.appends.load(Ordering::SeqCst), appended);
     store.cut(false);
     host.live(60, 10, &alike).await;
     let end = run.finished().await.unwrap();
