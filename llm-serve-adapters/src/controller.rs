@@ -440,10 +440,14 @@ impl Controller {
             Err(error) => return Err(error),
         }
         self.store_down_since = None;
-        let again = self.doubt.take().and_then(|doubt| doubt.input);
+        let missing = self.ledger.next == before;
+        let again = self.doubt.take().and_then(|doubt| match doubt.left {
+            // What is there may be an earlier entry that came late; routers that went back are not led on.
+            Some(step) => Some(step.input),
+            None => doubt.input.filter(|_| missing),
+        });
         self.publish();
-        if self.ledger.next == before
-            && let Some(input) = again
+        if let Some(input) = again
             && let Ok(Some(step)) = self.decide(input)
         {
             self.take(step, None).await?;
