@@ -115,7 +115,7 @@ fn inert(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::ErrorKind;
+    use crate::host::{Error, ErrorKind};
     use crate::notify::post::testing::{Sent, receiver};
     use proptest::prelude::*;
     use serde_json::json;
@@ -166,7 +166,7 @@ mod tests {
                 .unwrap()
                 .notify(&sent.letter())
                 .await;
-            assert_eq!(said.as_ref().err().map(|e| e.kind()), kind, "{said:?}");
+            assert_eq!(said.as_ref().err().map(Error::kind), kind, "{said:?}");
             if let Err(e) = said {
                 let text = format!("{e} {e:?}");
                 assert!(

@@ -11,6 +11,7 @@ use reqwest::header::HeaderMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -239,9 +240,8 @@ impl PrometheusSource {
         let mut readings = Readings::new();
         for (name, def) in query.metrics {
             for wanted in self.measures.of(name, def)?.series() {
-                let key = wanted.key();
-                if !readings.contains_key(&key) {
-                    readings.insert(key, self.groups(&wanted, query, now, over).await?);
+                if let Entry::Vacant(unread) = readings.entry(wanted.key()) {
+                    unread.insert(self.groups(&wanted, query, now, over).await?);
                 }
             }
         }
@@ -288,7 +288,7 @@ impl PrometheusSource {
         match wanted {
             Wanted::Counter(_) => raw
                 .into_iter()
-                .map(|(arm, row)| counter(&series, arm, row))
+                .map(|(arm, row)| counter(&series, arm, &row))
                 .collect(),
             Wanted::Native(_) => raw
                 .into_iter()
@@ -380,7 +380,7 @@ pub(super) fn names(labels: &BTreeMap<String, String>) -> (String, String) {
     (hash(&all.join(",")), hash(&target))
 }
 
-fn counter(series: &Series, arm: Arm, row: Row) -> Result<(String, Group)> {
+fn counter(series: &Series, arm: Arm, row: &Row) -> Result<(String, Group)> {
     let (name, target) = names(&row.metric);
     if !row.histograms.is_empty() {
         return Err(Error::permanent(format!(
@@ -444,16 +444,18 @@ fn native(series: &Series, arm: Arm, row: Row) -> Result<(String, Group)> {
     ))
 }
 
+/// The buckets of a classic histogram by the time of their scrape: bound and cumulative count.
+type Scrapes = BTreeMap<u64, Vec<(f64, f64)>>;
+
 /// Buckets that differ in `le` alone are one histogram.
 fn classic(series: &Series, rows: Vec<(Arm, Row)>) -> Result<Groups> {
-    let mut histograms: BTreeMap<String, (Arm, String, BTreeMap<u64, Vec<(f64, f64)>>)> =
-        BTreeMap::new();
+    let mut histograms: BTreeMap<String, (Arm, String, Scrapes)> = BTreeMap::new();
     for (arm, row) in rows {
         let (name, target) = names(&row.metric);
         let bound = bound(series, row.metric.get("le"))?;
         let (_, _, samples) = histograms
             .entry(name)
-            .or_insert_with(|| (arm, target, BTreeMap::new()));
+            .or_insert_with(|| (arm, target, Scrapes::new()));
         for (at, value) in row.values {
             samples
                 .entry(millis(at))

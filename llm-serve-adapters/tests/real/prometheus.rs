@@ -49,24 +49,29 @@ impl Gateway {
 
 /// As a gateway shows it: the series of an error comes to be with the first error.
 fn text(counted: &Counted) -> String {
-    let mut out = "# TYPE requests_total counter\n".to_owned();
+    let mut lines = vec!["# TYPE requests_total counter".to_owned()];
     for (version, (good, bad, _)) in counted {
-        out += &format!("requests_total{{version=\"{version}\",code=\"200\"}} {good}\n");
+        lines.push(format!(
+            "requests_total{{version=\"{version}\",code=\"200\"}} {good}"
+        ));
         if *bad > 0 {
-            out += &format!("requests_total{{version=\"{version}\",code=\"503\"}} {bad}\n");
+            lines.push(format!(
+                "requests_total{{version=\"{version}\",code=\"503\"}} {bad}"
+            ));
         }
     }
-    out += "# TYPE ttft_seconds histogram\n";
+    lines.push("# TYPE ttft_seconds histogram".to_owned());
     for (version, (good, bad, slow)) in counted {
         let (all, fast) = (good + bad, good + bad - slow);
-        out += &format!(
-            "ttft_seconds_bucket{{version=\"{version}\",le=\"0.5\"}} {fast}\n\
-             ttft_seconds_bucket{{version=\"{version}\",le=\"2\"}} {all}\n\
-             ttft_seconds_bucket{{version=\"{version}\",le=\"+Inf\"}} {all}\n\
-             ttft_seconds_sum{{version=\"{version}\"}} 1\nttft_seconds_count{{version=\"{version}\"}} {all}\n"
-        );
+        for (le, count) in [("0.5", fast), ("2", all), ("+Inf", all)] {
+            lines.push(format!(
+                "ttft_seconds_bucket{{version=\"{version}\",le=\"{le}\"}} {count}"
+            ));
+        }
+        lines.push(format!("ttft_seconds_sum{{version=\"{version}\"}} 1"));
+        lines.push(format!("ttft_seconds_count{{version=\"{version}\"}} {all}"));
     }
-    out
+    lines.join("\n") + "\n"
 }
 
 fn start(folder: &Path, port: u16) -> Process {

@@ -20,15 +20,21 @@ fn metrics(def: MetricDef) -> BTreeMap<String, MetricDef> {
     BTreeMap::from([("m".to_owned(), def)])
 }
 
+/// Each query with its bearer token.
+type Asked = Arc<Mutex<Vec<(String, Option<String>)>>>;
+
+/// Version, further labels, samples: seconds before now, and value.
+type Row<'a> = (&'a str, &'a str, &'a [(u64, &'a str)]);
+
 /// A server that gives these answers in turn, and keeps what it was asked.
 struct Server {
     address: String,
-    asked: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    asked: Asked,
 }
 
 impl Server {
     async fn start(answers: Vec<(u16, String)>) -> Self {
-        let asked = Arc::new(Mutex::new(Vec::new()));
+        let asked = Asked::default();
         let (sink, answers) = (
             Arc::clone(&asked),
             Arc::new(Mutex::new(answers.into_iter())),
@@ -55,7 +61,7 @@ impl Server {
 }
 
 /// An answer as Prometheus 2.42 gives it: series, each with samples.
-fn matrix(rows: &[(&str, &str, &[(u64, &str)])]) -> (u16, String) {
+fn matrix(rows: &[Row<'_>]) -> (u16, String) {
     let rows: Vec<_> = rows
         .iter()
         .map(|(version, labels, samples)| {
@@ -156,6 +162,9 @@ async fn counts_what_lies_between_two_looks() {
     assert_eq!(asked[3], (expected, Some("Bearer S3CRET".to_owned())));
 }
 
+/// A version's bucket at one moment.
+type Bucket<'a> = (&'a str, String, [(u64, &'a str); 1]);
+
 #[tokio::test]
 async fn histograms_give_what_is_above_the_limit() {
     let le = |bound: &str| format!(r#","le":"{bound}""#);
@@ -165,7 +174,7 @@ async fn histograms_give_what_is_above_the_limit() {
             .zip(counts)
             .map(move |(b, c)| (version, le(b), [(at, c)]))
     };
-    let answer = |rows: Vec<(&str, String, [(u64, &str); 1])>| {
+    let answer = |rows: Vec<Bucket<'_>>| {
         let rows: Vec<_> = rows
             .iter()
             .map(|(v, l, s)| (*v, l.as_str(), &s[..]))
