@@ -1,18 +1,24 @@
-//! Where each endpoint's log is kept: in memory, or in an SQLite file (feature `sqlite`).
+//! Where each endpoint's log is kept: in memory, in an SQLite file (feature `sqlite`), or in PostgreSQL (feature `postgres`).
 //!
-//! Both keep to the rules of [`StateStore`](crate::host::StateStore) and pass the conformance suite of the feature `testing`,
+//! All keep to the rules of [`StateStore`](crate::host::StateStore) and pass the conformance suite of the feature `testing`,
 //! which hosts can run on stores of their own.
 //!
 //! An append whose reply was lost is **not** acknowledged when it is repeated: the position is taken by then, so the repetition
 //! is `Permanent`. A caller in doubt reads the log again and compares.
 
 mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod sums;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod worker;
 
 pub use memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresStore;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
 
@@ -64,7 +70,7 @@ fn admit(
 
 /// The number after `last`, or an error once they have run out.
 fn following(what: &str, endpoint: &EndpointId, last: u64) -> Result<u64> {
-    // SQLite counts to i64::MAX; both stores end there, so that they behave alike.
+    // SQLite counts to i64::MAX; all stores end there, so that they behave alike.
     match last.checked_add(1) {
         Some(next) if i64::try_from(next).is_ok() => Ok(next),
         _ => Err(Error::permanent(format!(

@@ -1,4 +1,13 @@
 //! Real programs: started, looked at, stopped, killed.
+#![cfg_attr(
+    not(all(
+        feature = "alertmanager",
+        feature = "haproxy",
+        feature = "postgres",
+        feature = "prometheus"
+    )),
+    expect(dead_code, reason = "each component needs a part of it")
+)]
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -35,13 +44,25 @@ impl Process {
     }
 
     /// Sends it a signal: `STOP`, `CONT`, `TERM`, `INT`.
-    #[cfg(feature = "prometheus")]
     pub(crate) fn signal(&self, signal: &str) {
         let sent = Command::new("kill")
             .args(["-s", signal, &self.child.id().to_string()])
             .status()
             .unwrap();
         assert!(sent.success(), "{self:?} is gone");
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ended(mut self) {
+        until("the end of a program", async || {
+            self.child.try_wait().unwrap().map(|_| ())
+        })
+        .await;
     }
 }
 
@@ -78,10 +99,28 @@ pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>
 
 /// Asks over HTTP/1.0; none if nobody listens.
 pub(crate) async fn http(port: u16, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+    http_with(
+        port,
+        method,
+        path,
+        "Content-Type: application/json\r\n",
+        body,
+    )
+    .await
+}
+
+/// The same with these headers, each with its line end.
+pub(crate) async fn http_with(
+    port: u16,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
     let length = body.len();
     let request = format!(
-        "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        "{method} {path} HTTP/1.0\r\nHost: localhost\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
     );
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut reply = Vec::new();

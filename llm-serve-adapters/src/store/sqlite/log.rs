@@ -2,11 +2,10 @@
 
 use super::file::Database;
 use crate::host::{Error, Owned, Page, Result};
-use crate::store::{PAGE_BYTES, PAGE_ENTRIES, admit, following};
+use crate::store::{PAGE_BYTES, PAGE_ENTRIES, admit, following, sums};
 use llm_rollout::{EndpointId, Fence, RouterId, Seq, Split};
 use rusqlite::types::Type;
 use rusqlite::{OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
-use xxhash_rust::xxh3::Xxh3Default;
 
 /// What stands at the head of a log.
 #[derive(Default)]
@@ -70,12 +69,7 @@ pub(super) fn append(
                 signed(endpoint, at.get())?,
                 signed(endpoint, fence.get())?,
                 entry,
-                sum(&[
-                    endpoint.as_str().as_bytes(),
-                    &at.get().to_le_bytes(),
-                    &fence.get().to_le_bytes(),
-                    entry
-                ]),
+                sums::entry(endpoint, at, fence, entry),
             ])?;
             head.next = Seq::new(following("entry", endpoint, head.next.get())?);
             if let Some(split) = split {
@@ -118,12 +112,7 @@ pub(super) fn read(db: &mut Database, endpoint: &EndpointId, from: Seq) -> Resul
                 }
                 let fence = number(row, 1)?;
                 let entry: Vec<u8> = row.get(2)?;
-                let expected = sum(&[
-                    endpoint.as_str().as_bytes(),
-                    &seq.to_le_bytes(),
-                    &fence.to_le_bytes(),
-                    &entry,
-                ]);
+                let expected = sums::entry(endpoint, at, Fence::new(fence), &entry);
                 if row.get::<_, i64>(3)? != expected {
                     return Err(lost("damaged").into());
                 }
@@ -172,7 +161,7 @@ pub(super) fn load(
                 })
                 .optional()?;
             match row {
-            Some((record, expected)) if record_sum(endpoint, router, &record) != expected => Err(Error::permanent(format!(
+            Some((record, expected)) if sums::record(endpoint, router, &record) != expected => Err(Error::permanent(format!(
                 "the record of router {router} of endpoint {endpoint} is damaged, nothing has been changed: \
                  put back a copy of the store"
             ))
@@ -197,7 +186,7 @@ pub(super) fn save(
             "INSERT INTO routers (endpoint, router, record, sum) VALUES (?, ?, ?, ?)
              ON CONFLICT (endpoint, router) DO UPDATE SET record = excluded.record, sum = excluded.sum",
         )?
-        .execute(params![endpoint.as_str(), router.as_str(), record, record_sum(endpoint, router, record)])?;
+        .execute(params![endpoint.as_str(), router.as_str(), record, sums::record(endpoint, router, record)])?;
             Ok(())
         },
     )
@@ -277,32 +266,7 @@ fn put_head(tx: &Transaction<'_>, endpoint: &EndpointId, head: &Head) -> Attempt
 }
 
 fn head_sum(endpoint: &EndpointId, head: &Head) -> i64 {
-    let present = [u8::from(head.split.is_some())];
-    sum(&[
-        endpoint.as_str().as_bytes(),
-        &head.fence.get().to_le_bytes(),
-        &head.next.get().to_le_bytes(),
-        &present,
-        head.split.as_deref().unwrap_or_default(),
-    ])
-}
-
-fn record_sum(endpoint: &EndpointId, router: &RouterId, record: &[u8]) -> i64 {
-    sum(&[
-        endpoint.as_str().as_bytes(),
-        router.as_str().as_bytes(),
-        record,
-    ])
-}
-
-/// `xxh3_64` over the parts, each after its length, so that no two lists of parts are alike.
-fn sum(parts: &[&[u8]]) -> i64 {
-    let mut hash = Xxh3Default::new();
-    for part in parts {
-        hash.update(&(part.len() as u64).to_le_bytes());
-        hash.update(part);
-    }
-    hash.digest().cast_signed()
+    sums::head(endpoint, head.fence, head.next, head.split.as_deref())
 }
 
 fn signed(endpoint: &EndpointId, value: u64) -> Result<i64> {
