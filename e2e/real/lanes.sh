@@ -41,3 +41,16 @@ prometheus() {
   from_debian prometheus prometheus || { missing prometheus "prometheus cannot be installed"; return; }
   real prometheus prometheus "$(command prometheus --version 2>&1 | grep -oE 'version [0-9.]+' | head -n 1)"
 }
+
+postgres() {
+  [ -x "$(echo /usr/lib/postgresql/*/bin/initdb | tr ' ' '\n' | tail -n 1)" ] || from_debian /usr/bin/psql postgresql
+  local bin
+  bin=$(echo /usr/lib/postgresql/*/bin | tr ' ' '\n' | tail -n 1)
+  [ -x "$bin/initdb" ] || { missing postgres "postgresql cannot be installed"; return; }
+  real postgres postgres,testing "$("$bin/postgres" --version)"
+}
+
+haproxy() {
+  from_debian haproxy haproxy || { missing haproxy "haproxy cannot be installed"; return; }
+  real haproxy haproxy "$(command haproxy -v | head -n 1 | cut -d' ' -f1-3)"
+}

@@ -7,6 +7,8 @@
 mod assign;
 mod core;
 mod decision;
+#[cfg(all(unix, feature = "haproxy"))]
+mod haproxy;
 mod hash;
 mod key;
 mod policy;
@@ -18,6 +20,8 @@ mod versions;
 pub use self::assign::{Secret, place};
 pub use self::core::{Refused, RouterCore};
 pub use self::decision::{Decision, Reason, Role, Slice};
+#[cfg(all(unix, feature = "haproxy"))]
+pub use self::haproxy::{HaproxyRouter, HaproxyRouterBuilder};
 pub use self::key::{Key, Pin};
 pub use self::policy::{Policies, TenantPolicy};
 pub(crate) use self::versions::Grow;

@@ -19,6 +19,8 @@
 
 #[cfg(feature = "alertmanager")]
 mod alertmanager;
+#[cfg(all(unix, feature = "haproxy"))]
+mod haproxy;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod process;
