@@ -174,7 +174,7 @@ fn with_all_rules_nothing_breaks_in_seven_million_states() {
 }
 
 #[test]
-#[ignore = "an hour: .ci/long model"]
+#[ignore = "ten minutes: .ci/long model"]
 fn with_all_rules_nothing_breaks_in_many_million_states() {
     let second = |faults, kinds| Limits {
         fails: false,
