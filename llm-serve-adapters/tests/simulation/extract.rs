@@ -19,11 +19,15 @@ pub(crate) fn decided(
     for event in std::mem::take(&mut history.events) {
         let at = event.at;
         let logged = match event.what {
-            What::Logged { fence, seq, .. } => Some((fence, seq)),
+            What::Logged {
+                fence, seq, sent, ..
+            } => Some((fence, seq, sent)),
             _ => None,
         };
         events.push(event);
-        let Some((fence, seq)) = logged else { continue };
+        let Some((fence, seq, sent)) = logged else {
+            continue;
+        };
         let entry = Entry::decode(&endpoint, Seq::new(seq), bytes.next().unwrap()).unwrap();
         let before = match &entry.event {
             Written::Stepped { step, .. } => {
@@ -40,6 +44,7 @@ pub(crate) fn decided(
                 candidate: number_of(rollout.candidate()),
             },
             (_, Some(mut step)) => {
+                step.sent = sent;
                 step.settled = ledger.rollout.as_ref().is_some_and(Rollout::is_settled);
                 What::Decided(Box::new(step))
             }
@@ -90,6 +95,7 @@ fn step_of(fence: u64, rollout: &Rollout, step: &Step) -> Decided {
         _ => 0,
     };
     Decided {
+        sent: 0,
         fence,
         seq: step.seq.get(),
         rollout: number_of_rollout(rollout.id()),

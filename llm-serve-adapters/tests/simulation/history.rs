@@ -92,6 +92,8 @@ pub(crate) enum Why {
 /// A logged step, with what was before.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Decided {
+    /// When it was sent to the store.
+    pub(crate) sent: Millis,
     pub(crate) fence: u64,
     pub(crate) seq: u64,
     pub(crate) rollout: Number,
@@ -155,7 +157,7 @@ pub(crate) enum What {
     Logged {
         process: u32,
         fence: u64,
-        newest: u64,
+        sent: Millis,
         seq: u64,
     },
     /// A rollout begins to exist.

@@ -5,7 +5,10 @@
 //! `SIMULATION_SEED=n cargo test -p llm-serve-adapters --test simulation one_life -- --nocapture` tells the life of a seed as
 //! a story. `SIMULATION_LIVES=n` with `--release ... many_lives -- --ignored --nocapture` lives n of them.
 
-#![expect(clippy::semicolon_if_nothing_returned, reason = "arms that only say something")]
+#![expect(
+    clippy::semicolon_if_nothing_returned,
+    reason = "arms that only say something"
+)]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "a story is told on request")]
 

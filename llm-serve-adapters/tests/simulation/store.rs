@@ -58,7 +58,7 @@ impl StateStore for Store {
     ) -> Result<()> {
         let (inner, endpoint, process) =
             (self.inner.clone(), endpoint.clone(), self.process.number);
-        let (entry, split) = (entry.to_vec(), split.cloned());
+        let (entry, split, sent) = (entry.to_vec(), split.cloned(), self.world.now());
         let deliver = move |world: &World| {
             let answer = at_once(inner.append(&endpoint, fence, at, &entry, split.as_ref()));
             if let Err(error) = &answer {
@@ -68,7 +68,7 @@ impl StateStore for Store {
                 world.record(What::Logged {
                     process,
                     fence: fence.get(),
-                    newest: fence.get(),
+                    sent,
                     seq: at.get(),
                 });
                 world.tell(|| {

@@ -1,13 +1,14 @@
 //! What an operator was told holds: a rollout whose abort was acknowledged is not promoted any more. It may be where the
-//! baseline cannot serve: such an abort is logged, and waits for the baseline or for another word.
+//! baseline cannot serve: such an abort is logged, and waits for the baseline or for another word. What was on its way to the log
+//! before the answer may still arrive; it leads nowhere.
 
 use super::violated;
 use crate::history::{Decided, History, Number, Violation, What, Why};
 use llm_rollout::Phase;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) fn check(history: &History) -> Result<(), Violation> {
-    let mut aborted: BTreeSet<Number> = BTreeSet::new();
+    let mut aborted: BTreeMap<Number, u64> = BTreeMap::new();
     let mut stranded: BTreeSet<Number> = BTreeSet::new();
     for event in &history.events {
         match &event.what {
@@ -16,12 +17,15 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                 verb,
                 accepted: true,
             } if verb.starts_with("abort") && !stranded.contains(rollout) => {
-                aborted.insert(*rollout);
+                aborted.entry(*rollout).or_insert(event.at);
             }
             What::Decided(step) if is_stranded(step) => {
                 stranded.insert(step.rollout);
             }
-            What::Decided(step) if aborted.contains(&step.rollout) && goes_on(step.after) => {
+            What::Decided(step)
+                if goes_on(step.after)
+                    && aborted.get(&step.rollout).is_some_and(|at| step.sent > *at) =>
+            {
                 let text = format!("an abort was acknowledged, and now it is {}", step.after);
                 return violated("acknowledged", event.at, text);
             }
@@ -57,7 +61,11 @@ mod tests {
             accepted,
         };
         let soaking = Phase::Soaking { stage: 0 };
-        let promotes = decided(step(3, soaking, Phase::Promoting));
+        let mut promotes = step(3, soaking, Phase::Promoting);
+        let late = decided(promotes.clone());
+        promotes.sent = 2;
+        let promotes = decided(promotes);
+        assert!(check(&history(vec![(1, answer(true)), (3, late)])).is_ok());
         let back = decided(step(3, soaking, BACK));
         assert!(check(&history(vec![(1, answer(true)), (2, back)])).is_ok());
         assert!(check(&history(vec![(1, answer(true)), (2, promotes.clone())])).is_err());
@@ -74,7 +82,9 @@ mod tests {
             verb: "abort".to_owned(),
             accepted: true,
         };
-        let promotes = decided(step(4, Phase::Held { stage: 0 }, Phase::Promoting));
+        let mut promotes = step(4, Phase::Held { stage: 0 }, Phase::Promoting);
+        promotes.sent = 2;
+        let promotes = decided(promotes);
         let story = vec![(1, decided(waits)), (1, answer), (2, promotes)];
         assert!(check(&history(story)).is_ok());
     }

@@ -3,6 +3,7 @@
 
 use super::violated;
 use crate::history::{History, Looked, Number, Violation, Why};
+use llm_rollout::Phase;
 use std::collections::BTreeMap;
 
 pub(crate) fn check(history: &History) -> Result<(), Violation> {
@@ -10,7 +11,9 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
     for (at, step) in history.steps() {
         let Why::Look(look) = step.why else { continue };
         if let Some(before) = last.insert(step.rollout, look) {
-            if look.epoch == before.epoch && look.from < before.to {
+            // Going back rests on what was known, should the look before have reached the log unnoticed.
+            let back = matches!(step.after, Phase::RollingBack { .. });
+            if look.epoch == before.epoch && look.from < before.to && !back {
                 return violated(
                     "evidence",
                     at,
@@ -18,7 +21,7 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                 );
             }
             // A stage that no gate watches counts nothing.
-            if look.n > 0 && look.n < before.n {
+            if look.n > 0 && look.n < before.n && !back {
                 return violated(
                     "evidence",
                     at,
@@ -44,7 +47,6 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
 mod tests {
     use super::super::tale::{decided, history, step};
     use super::*;
-    use llm_rollout::Phase;
 
     fn look(from: u64, to: u64, n: u64) -> Looked {
         Looked {

@@ -58,7 +58,7 @@ mod tests {
         What::Logged {
             process: 1,
             fence,
-            newest: fence,
+            sent: 0,
             seq,
         }
     }

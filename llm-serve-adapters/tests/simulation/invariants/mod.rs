@@ -81,6 +81,7 @@ mod tale {
     /// A step of rollout 1, which wants to replace version 1 by version 2.
     pub(crate) fn step(seq: u64, before: Phase, after: Phase) -> Decided {
         Decided {
+            sent: 0,
             fence: 1,
             seq,
             rollout: 1,
