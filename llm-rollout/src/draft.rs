@@ -227,6 +227,14 @@ impl<'a> Draft<'a> {
             )
         };
         split.lease = split.exposes().then_some(spec.lease.ttl);
+        split.ramp =
+            self.state
+                .split
+                .ramp_to(self.rollout.id(), (split.share, split.control), self.now);
+        if split.share == Share::NONE {
+            let later = spec.stages.iter().skip(stage + 1);
+            split.ahead = Split::ahead_of(later.map(|s| s.serve.0));
+        }
         self.state.split = split;
         self.route(Direction::Forward);
         Ok(Some(self))

@@ -16,10 +16,10 @@ use crate::host::{
 use crate::journal::{Checkpoint, Entry, Event, Ledger};
 use crate::recorder::Recorder;
 use jobs::{Finished, Jobs};
-use llm_gates::Judgement;
+use llm_gates::{Counts, Evidence, Judgement};
 use llm_rollout::{
-    Alarm, Command, Direction, Effect, EndpointId, Epoch, Fence, Heartbeat, Input, Look, Observed,
-    Phase, Position, Recovery, Rejected, Rollout, RolloutId, RouterId, Step, Timestamp,
+    Alarm, Command, Direction, Effect, EndpointId, Epoch, Fence, Heartbeat, Input, Look, MetricDef,
+    Observed, Phase, Position, Recovery, Rejected, Rollout, RolloutId, RouterId, Step, Timestamp,
 };
 use llm_version_core::VersionId;
 use probes::Watching;
@@ -472,6 +472,7 @@ impl Controller {
         let Some(gates) = rollout.plan().gate_plan(stage) else {
             return self.look_at_nothing(epoch, every).await;
         };
+        let share = rollout.state().split.share;
         let gated = |name: &&String| gates.gates.iter().any(|g| g.metric == **name);
         let metrics = spec
             .metrics
@@ -530,6 +531,7 @@ impl Controller {
                     .await;
             }
         };
+        checkpoint.evidence.expose(share.basis_points());
         let judgement = match checkpoint.evidence.observe(&gates, &reading.window) {
             Ok(judgement) => judgement,
             Err(bad) => {
@@ -562,12 +564,54 @@ impl Controller {
             None => self.ledger.checkpoint = Some(checkpoint),
             Some(_) if self.next_look.is_some_and(|due| now < due) => return Ok(()),
             Some(from) => {
+                let mut checkpoint = checkpoint;
+                if let Some(learnt) = self.learn_slices(&checkpoint.evidence).await {
+                    checkpoint.evidence = learnt;
+                }
                 let judgement = Judgement::ungated(epoch.get(), from, now.as_millis());
                 self.judged(judgement, None, checkpoint).await?;
             }
         }
         self.next_look = Some(now.after(every));
         Ok(())
+    }
+
+    /// Before anybody is exposed: how much the users of later stages differ by themselves. None where nothing is counted ahead.
+    async fn learn_slices(&self, before: &Evidence) -> Option<Evidence> {
+        let rollout = self.rollout()?;
+        let (spec, split) = (rollout.plan().spec(), &rollout.state().split);
+        if split.ahead.is_empty() {
+            return None;
+        }
+        let counted = |name: &String, def: &MetricDef| {
+            !def.is_mirrored() && spec.gates.iter().any(|g| g.metric == *name)
+        };
+        let metrics = spec.metrics.iter().filter(|(name, def)| counted(name, def));
+        let metrics = metrics.map(|(n, d)| (n.clone(), d.clone())).collect();
+        let query = Query {
+            metrics: &metrics,
+            epoch: split.epoch,
+            candidate: rollout.candidate(),
+            baseline: rollout.baseline(),
+        };
+        // The counts are those of the whole epoch: they replace what was learnt, and come only before the first window.
+        let mut evidence = Evidence::new();
+        let slices = routers::within(self.parts.source.slices(query))
+            .await
+            .ok()?;
+        for slice in &slices {
+            let share = split.ahead.get(slice.index)?.basis_points();
+            let (candidate, baseline) = (slice.candidate, slice.baseline);
+            let (metric, nothing) = (&slice.metric, Counts::default());
+            before
+                .clone()
+                .learn_slice(metric, share, nothing, nothing)
+                .ok()?;
+            evidence
+                .learn_slice(metric, share, candidate, baseline)
+                .ok()?;
+        }
+        (!slices.is_empty()).then_some(evidence)
     }
 
     async fn judged(

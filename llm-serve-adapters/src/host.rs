@@ -3,6 +3,7 @@
 //! Every method may be called again with the same arguments, after a crash or a lost reply: what it brings about is
 //! absolute, so that doing it twice has no further effect. No method may wait without an end of its own.
 
+pub use crate::recorder::SliceCounts;
 use async_trait::async_trait;
 use llm_gates::{Measurements, Window};
 use llm_rollout::incident::Incident;
@@ -206,6 +207,15 @@ pub trait MetricSource: Debug + Send + Sync + 'static {
     /// # Errors
     /// See above; `Transient` if it cannot answer now.
     async fn read(&self, query: Query<'_>, cursor: &Cursor, now: Timestamp) -> Result<Reading>;
+
+    /// What each slice of users that later stages will expose has done in this epoch, while the baseline serves all of them: how much
+    /// slices differ by themselves. All counts since the epoch began. Nothing, from a source that does not count slices.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    async fn slices(&self, _query: Query<'_>) -> Result<Vec<SliceCounts>> {
+        Ok(Vec::new())
+    }
 }
 
 /// Loads versions and takes them out of service.

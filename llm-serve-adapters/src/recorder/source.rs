@@ -29,7 +29,10 @@ struct Arms {
 
 /// What one metric has counted of one slice of users, all of them served by the baseline.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain data: hosts write metric sources against it"
+)]
 pub struct SliceCounts {
     /// The metric's name.
     pub metric: String,
@@ -187,6 +190,10 @@ fn gained(name: &str, now: Counts, before: Counts) -> Result<Counts> {
 
 #[async_trait]
 impl MetricSource for Recorder {
+    async fn slices(&self, query: Query<'_>) -> Result<Vec<SliceCounts>> {
+        Self::slices(self, &query)
+    }
+
     async fn open(&self, query: Query<'_>, now: Timestamp) -> Result<Cursor> {
         write(&self.stand(&query, now)?.0)
     }
