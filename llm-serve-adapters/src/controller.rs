@@ -16,7 +16,7 @@ use crate::host::{
 use crate::journal::{Checkpoint, Entry, Event, Ledger};
 use crate::recorder::Recorder;
 use jobs::{Finished, Jobs};
-use llm_gates::{Counts, Evidence, Judgement};
+use llm_gates::{Counts, Evidence, GatePlan, Judgement};
 use llm_rollout::{
     Alarm, Command, Direction, Effect, EndpointId, Epoch, Fence, Heartbeat, Input, Look, MetricDef,
     Observed, Phase, Position, Recovery, Rejected, Rollout, RolloutId, RouterId, Step, Timestamp,
@@ -133,6 +133,46 @@ pub(crate) struct Controller {
     unhealthy: u32,
 }
 
+/// What a look in a stage is about.
+#[derive(Debug)]
+struct Sight {
+    gates: GatePlan,
+    metrics: BTreeMap<String, MetricDef>,
+    epoch: Epoch,
+    candidate: VersionId,
+    baseline: VersionId,
+    /// The candidate's, in basis points.
+    share: u16,
+}
+
+impl Sight {
+    /// None in a stage that no gate watches.
+    fn of(rollout: &Rollout, stage: usize) -> Option<Self> {
+        let gates = rollout.plan().gate_plan(stage)?;
+        let gated = |name: &String| gates.gates.iter().any(|g| g.metric == *name);
+        let metrics = rollout.plan().spec().metrics.iter();
+        let metrics = metrics.filter(|(name, _)| gated(name));
+        let split = &rollout.state().split;
+        Some(Self {
+            metrics: metrics.map(|(n, d)| (n.clone(), d.clone())).collect(),
+            gates,
+            epoch: split.epoch,
+            candidate: rollout.candidate().clone(),
+            baseline: rollout.baseline().clone(),
+            share: split.share.basis_points(),
+        })
+    }
+
+    fn query(&self) -> Query<'_> {
+        Query {
+            metrics: &self.metrics,
+            epoch: self.epoch,
+            candidate: &self.candidate,
+            baseline: &self.baseline,
+        }
+    }
+}
+
 /// An append whose outcome is unknown: nothing goes forward until the log has been read again.
 #[derive(Debug)]
 struct Doubt {
@@ -237,6 +277,7 @@ impl Controller {
         if let Some(doubt) = &self.doubt {
             if now < doubt.retry_at {
                 // Leases are renewed, and going back stays possible, while the store is down.
+                self.look_for_harm().await?;
                 self.renew_only().await?;
                 return Ok(CONFIRM.min(STORE_RETRY));
             }
@@ -465,27 +506,12 @@ impl Controller {
             self.next_look = None;
             return Ok(());
         };
-        let spec = rollout.plan().spec();
-        let every = spec.look_every;
-        let (candidate, baseline) = (rollout.candidate().clone(), rollout.baseline().clone());
         let epoch = rollout.state().split.epoch;
-        let Some(gates) = rollout.plan().gate_plan(stage) else {
+        let every = rollout.plan().spec().look_every;
+        let Some(sight) = Sight::of(rollout, stage) else {
             return self.look_at_nothing(epoch, every).await;
         };
-        let share = rollout.state().split.share;
-        let gated = |name: &&String| gates.gates.iter().any(|g| g.metric == **name);
-        let metrics = spec
-            .metrics
-            .iter()
-            .filter(|(name, _)| gated(name))
-            .map(|(name, def)| (name.clone(), def.clone()))
-            .collect();
-        let query = Query {
-            metrics: &metrics,
-            epoch,
-            candidate: &candidate,
-            baseline: &baseline,
-        };
+        let query = sight.query();
         let source = Arc::clone(&self.parts.source);
 
         let Some(mut checkpoint) = self.ledger.checkpoint.clone().filter(|c| c.epoch == epoch)
@@ -531,8 +557,8 @@ impl Controller {
                     .await;
             }
         };
-        checkpoint.evidence.expose(share.basis_points());
-        let judgement = match checkpoint.evidence.observe(&gates, &reading.window) {
+        checkpoint.evidence.expose(sight.share);
+        let judgement = match checkpoint.evidence.observe(&sight.gates, &reading.window) {
             Ok(judgement) => judgement,
             Err(bad) => {
                 return self
@@ -543,8 +569,46 @@ impl Controller {
             }
         };
         checkpoint.cursor = reading.cursor;
-        let heartbeat = reading.heartbeat.map(|beat| self.in_all(&candidate, beat));
+        let heartbeat = reading
+            .heartbeat
+            .map(|beat| self.in_all(&sight.candidate, beat));
         self.judged(judgement, heartbeat, checkpoint).await
+    }
+
+    /// While an append is in doubt: harm still sends users back. What is seen is not kept; the log decides again when it is back.
+    async fn look_for_harm(&mut self) -> Result<()> {
+        let now = self.now();
+        let told = self.doubt.as_ref().is_some_and(|d| d.left.is_some());
+        if told || !self.may_go_back_unlogged() || self.next_look.is_some_and(|due| now < due) {
+            return Ok(());
+        }
+        let at = self.rollout().and_then(|r| {
+            let stage = r.phase().stage()?;
+            Some((Sight::of(r, stage)?, r.plan().spec().look_every))
+        });
+        let (Some((sight, every)), Some(saved)) = (at, &self.ledger.checkpoint) else {
+            return Ok(());
+        };
+        self.next_look = Some(now.after(every));
+        let mut evidence = saved.evidence.clone();
+        let source = Arc::clone(&self.parts.source);
+        let Ok(reading) = source.read(sight.query(), &saved.cursor, now).await else {
+            return Ok(());
+        };
+        evidence.expose(sight.share);
+        let Ok(judgement) = evidence.observe(&sight.gates, &reading.window) else {
+            return Ok(());
+        };
+        let look = Look {
+            judgement,
+            heartbeat: reading.heartbeat,
+            fence: self.fence,
+            routers: Observed::default(),
+        };
+        match self.decide(Input::Judged(Box::new(look))) {
+            Ok(Some(step)) if is_back(&step) => self.take(step, None).await.map(drop),
+            _ => Ok(()),
+        }
     }
 
     /// A look in a stage that no gate watches: time passes, and the routers are read back.

@@ -486,6 +486,33 @@ async fn what_goes_back_without_the_log_is_told_again_and_never_renewed() {
     assert_eq!(run.finished().await.unwrap().phase, Phase::RolledBack);
 }
 
+#[tokio::test(start_paused = true)]
+async fn harm_sends_users_back_while_the_store_is_down() {
+    let store = Cuttable::default();
+    let mut host = Host::start(&store).await;
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
+    host.live(30, 40, &alike).await;
+    store.cut(true);
+    host.live(15, 40, &alike).await;
+    assert!(host.candidate_share() > 30, "nothing is wrong yet");
+    // The grace is 60 s, the lease 20 s: it is not the lapse that helps.
+    host.live(25, 100, &second_is_bad).await;
+    assert_eq!(host.candidate_share(), 0, "users are off without the log");
+    store.cut(false);
+    host.live(60, 40, &alike).await;
+    let end = run.finished().await.unwrap();
+    assert_eq!(end.phase, Phase::RolledBack);
+    assert!(
+        matches!(end.cause, Some(Cause::Gate { .. })),
+        "{:?}",
+        end.cause
+    );
+}
+
 /// A backend that cannot take anything out of service now.
 #[derive(Debug)]
 struct Stubborn;
