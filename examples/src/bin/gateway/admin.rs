@@ -66,14 +66,14 @@ async fn authorise(State(desk): State<Desk>, request: Request, next: Next) -> Re
 }
 
 /// A refusal, in words.
-fn refuse(why: impl ToString) -> Response {
+fn refuse(why: &impl ToString) -> Response {
     (StatusCode::CONFLICT, why.to_string() + "\n").into_response()
 }
 
 fn done(result: Result<(), impl ToString>) -> Response {
     match result {
         Ok(()) => "done\n".into_response(),
-        Err(why) => refuse(why),
+        Err(why) => refuse(&why),
     }
 }
 
@@ -87,12 +87,12 @@ async fn submit(
         .iter()
         .find(|served| served.id.version().to_string() == version);
     let Some(served) = known else {
-        return refuse("no such version: the gateway was not started with it");
+        return refuse(&"no such version: the gateway was not started with it");
     };
     let (id, plan) = match (RolloutId::new(rollout), Plan::from_toml(&plan)) {
         (Ok(id), Ok(plan)) => (id, plan),
-        (Err(wrong), _) => return refuse(wrong),
-        (_, Err(wrong)) => return refuse(wrong),
+        (Err(wrong), _) => return refuse(&wrong),
+        (_, Err(wrong)) => return refuse(&wrong),
     };
     done(
         desk.endpoint
@@ -114,28 +114,28 @@ const NONE: &str = "there is no rollout";
 async fn approve(State(desk): State<Desk>) -> Response {
     match run(&desk) {
         Some(run) => done(run.approve("admin", "over the admin endpoint").await),
-        None => refuse(NONE),
+        None => refuse(&NONE),
     }
 }
 
 async fn hold(State(desk): State<Desk>, Path(name): Path<String>) -> Response {
     match run(&desk) {
         Some(run) => done(run.hold(&name, "admin", "over the admin endpoint").await),
-        None => refuse(NONE),
+        None => refuse(&NONE),
     }
 }
 
 async fn resume(State(desk): State<Desk>, Path(name): Path<String>) -> Response {
     match run(&desk) {
         Some(run) => done(run.resume(&name, "admin", "over the admin endpoint").await),
-        None => refuse(NONE),
+        None => refuse(&NONE),
     }
 }
 
 async fn abort(State(desk): State<Desk>) -> Response {
     match run(&desk) {
         Some(run) => done(run.abort("admin", "over the admin endpoint").await),
-        None => refuse(NONE),
+        None => refuse(&NONE),
     }
 }
 
