@@ -665,7 +665,7 @@ struct Canonical(Arc<AtomicBool>);
 
 #[async_trait]
 impl Probe for Canonical {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "canonical"
     }
 

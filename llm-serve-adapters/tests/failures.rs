@@ -1,7 +1,5 @@
 //! The table of failures names tests that are there.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::path::Path;
 
 #[test]

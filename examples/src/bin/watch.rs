@@ -9,6 +9,7 @@
 //! wrong, and the endpoint returns to version 1 by itself.
 
 use async_trait::async_trait;
+use examples::terminal::Terminal;
 use llm_gates::anytime::RateDetector;
 use llm_gates::{Counts, Grid};
 use llm_rollout::{Plan, Probed, RolloutId};
@@ -64,7 +65,7 @@ struct Canonical(Age);
 
 #[async_trait]
 impl Probe for Canonical {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "canonical"
     }
 
@@ -83,7 +84,7 @@ struct Refusals(Age, Mutex<RateDetector>);
 
 #[async_trait]
 impl Probe for Refusals {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "refusals"
     }
 
@@ -132,6 +133,7 @@ fn serving(chat: &Endpoint) -> String {
 
 #[tokio::main]
 async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let terminal = Terminal::new(false);
     let age = Age::default();
     let detector = RateDetector::new(0.03, Grid::Rr7)?;
     let chat = Endpoint::builder("chat", MemoryStore::default(), Bootstrap(version(1)?))
@@ -147,11 +149,11 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
             Plan::from_toml(PLAN)?,
         )
         .await?;
-    println!("rollout ended: {}", run.finished().await?.phase);
-    println!("in production: {}", serving(&chat));
+    terminal.say(&format!("rollout ended: {}", run.finished().await?.phase));
+    terminal.say(&format!("in production: {}", serving(&chat)));
 
     age.store(1, Ordering::SeqCst);
-    println!("\nversion 2 begins to refuse one request in eight ...");
+    terminal.section("version 2 begins to refuse one request in eight ...");
     wait_for(&chat, |ledger| ledger.bars.contains_key("watch-refusals")).await?;
     let refused = chat
         .submit(
@@ -161,17 +163,17 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         )
         .await;
     if let Err(error) = refused {
-        println!("a new rollout is refused: {error}");
+        terminal.say(&format!("a new rollout is refused: {error}"));
     }
-    println!("in production: {}", serving(&chat));
+    terminal.say(&format!("in production: {}", serving(&chat)));
     chat.unbar("watch-refusals", "ana", "known, being looked into")
         .await?;
 
     age.store(2, Ordering::SeqCst);
-    println!("\nversion 2 begins to get canonical questions wrong ...");
+    terminal.section("version 2 begins to get canonical questions wrong ...");
     let first = version(1)?;
     wait_for(&chat, |ledger| ledger.production.as_ref() == Some(&first)).await?;
-    println!("in production: {}", serving(&chat));
+    terminal.say(&format!("in production: {}", serving(&chat)));
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 use super::*;
 use crate::host::ErrorKind;
 use axum::Router;
+use axum::http::StatusCode;
 use llm_gates::Increment;
 use llm_rollout::{Epoch, MetricDef};
 use std::sync::Arc;
@@ -120,12 +121,8 @@ async fn counts_both_arms_from_their_engines() {
 #[tokio::test]
 async fn an_engine_that_is_gone_or_refuses_leaves_no_window() {
     let (old, _) = engine(&vllm(1, 0, [1, 1, 1])).await;
-    let app = Router::new().fallback(async || {
-        (
-            axum::http::StatusCode::NOT_IMPLEMENTED,
-            "start it with --metrics",
-        )
-    });
+    let app =
+        Router::new().fallback(async || (StatusCode::NOT_IMPLEMENTED, "start it with --metrics"));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let refuses = format!("http://{}/metrics", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, app).await });
