@@ -211,6 +211,9 @@ impl WavesRun {
 /// Longest time between two turns, and the pause after the store or an endpoint could not be reached.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// After so many failures a notice is recorded as failed.
+const TRIES: u32 = 100;
+
 #[derive(Debug)]
 struct Driver {
     log: EndpointId,
@@ -349,13 +352,7 @@ impl Driver {
                         id,
                         notice: &notice,
                     };
-                    let mut outcome = Outcome::Ok;
-                    for notifier in &notifiers {
-                        if let Err(error) = notifier.notify(&letter).await {
-                            let reason = error.to_string();
-                            outcome = Outcome::Failed { reason };
-                        }
-                    }
+                    let outcome = tell(&notifiers, &*clock, &letter).await;
                     Some(Input::Done {
                         intent: id,
                         outcome,
@@ -428,6 +425,24 @@ impl Driver {
         self.status.send_modify(|status| status.waves = waves);
         Ok(())
     }
+}
+
+/// Tells everybody; what may pass is tried again, at most [`TRIES`] times.
+async fn tell(notifiers: &[Arc<dyn Notifier>], clock: &dyn Clock, letter: &Letter<'_>) -> Outcome {
+    let mut outcome = Outcome::Ok;
+    for notifier in notifiers {
+        let mut tries = 1;
+        while let Err(error) = notifier.notify(letter).await {
+            if error.kind() != ErrorKind::Transient || tries == TRIES {
+                let reason = error.to_string();
+                outcome = Outcome::Failed { reason };
+                break;
+            }
+            tries += 1;
+            clock.sleep(IDLE).await;
+        }
+    }
+    outcome
 }
 
 /// None: the endpoint's controller is gone; whoever owns it now goes on, and so do the waves there.

@@ -4,9 +4,12 @@
 
 mod common;
 
+use async_trait::async_trait;
 use common::{Cuttable, Host, alike, id, plan, second_is_bad, version};
 use llm_rollout::waves::{Member, OnFailure, Phase, Progress, Schedule, Spec, Verb, Wave};
+use llm_serve_adapters::host::{Error, Letter, Notifier, Result};
 use llm_serve_adapters::{Bootstrap, Endpoint, WavesBuilder, WavesRun};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const NAMES: [&str; 3] = ["chat-eu", "chat-us", "chat-ap"];
@@ -156,4 +159,35 @@ async fn a_member_without_endpoint_is_refused() {
     let builder = WavesBuilder::new(id("release-2"), store).endpoint(&hosts[0].endpoint);
     let error = builder.start(schedule(OnFailure::Stop)).await.unwrap_err();
     assert!(error.to_string().contains("chat-us"), "{error}");
+}
+
+/// Hears nothing for the first minute.
+#[derive(Debug, Clone, Default)]
+struct Late(Arc<Mutex<(Vec<String>, u32)>>);
+
+#[async_trait]
+impl Notifier for Late {
+    async fn notify(&self, letter: &Letter<'_>) -> Result<()> {
+        let mut heard = self.0.lock().unwrap();
+        heard.1 += 1;
+        if heard.1 < 12 {
+            return Err(Error::transient("down"));
+        }
+        heard.0.push(letter.notice.text.clone());
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_people_are_to_hear_is_told_until_they_do() {
+    let (store, late) = (Cuttable::default(), Late::default());
+    let mut hosts = hosts(&store).await;
+    let builder = WavesBuilder::new(id("release-2"), store.clone()).notifier(late.clone());
+    let all = hosts
+        .iter()
+        .fold(builder, |b, host| b.endpoint(&host.endpoint));
+    let run = all.start(schedule(OnFailure::RollBackAll)).await.unwrap();
+    live(&mut hosts, 1_800, &[0]).await;
+    assert_eq!(run.finished().await, Ok(Phase::RolledBack));
+    assert!(!late.0.lock().unwrap().0.is_empty());
 }

@@ -55,7 +55,7 @@ const fn world(drift: bool) -> World {
 }
 
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn tests_of_rates_keep_their_bound() {
     let n = many(1_000);
     both_worlds("RateRatio", 11, n, |rng, drift| {
@@ -153,7 +153,7 @@ pub(crate) fn symmetric_alarms(rng: &mut Rng, world: World) -> bool {
 }
 
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn auto_ratio_keeps_its_bound_whatever_the_noise() {
     let n = many(200);
     let noises = [
@@ -179,7 +179,7 @@ fn auto_ratio_keeps_its_bound_whatever_the_noise() {
 }
 
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn tests_of_one_arm_keep_their_bound() {
     let n = many(1_000);
     both_worlds("Slo", 100, n, |rng, drift| {
@@ -252,7 +252,7 @@ struct Inside {
 }
 
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn confidence_sequences_hold_the_truth_at_every_look() {
     let n = many(1_000);
     let q = 0.9;
@@ -329,7 +329,7 @@ fn latencies(rng: &mut Rng, n: f64, scale: f64) -> Sketch {
 }
 
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn tests_of_quality_keep_their_bound() {
     let n = many(500);
     // A tenth is judged.
@@ -396,7 +396,7 @@ fn tests_of_quality_keep_their_bound() {
 }
 
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn tests_of_distributions_keep_their_bound() {
     let n = many(200);
     // One reply a second, slower in bursts.
@@ -448,7 +448,7 @@ fn tests_of_distributions_keep_their_bound() {
 
 /// After 100 % there is no bound for ever: false alarms are at least so many looks apart on average.
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn the_detector_alarms_as_seldom_as_it_says() {
     let (n, apart) = (many(1_000), 200.0);
     let looks = lives(240, n, |rng| {
@@ -467,7 +467,7 @@ fn the_detector_alarms_as_seldom_as_it_says() {
 
 /// Four metrics of four kinds share one budget.
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn a_whole_plan_keeps_its_budget() {
     let gate = |metric: &str, weight| LiveGate::new(metric, weight, 0.0, Action::Rollback);
     let plan = GatePlan {
@@ -542,7 +542,7 @@ fn a_whole_plan_keeps_its_budget() {
 
 /// The interval that is shown holds the ratio at all looks; asymptotic, so it is looked at from the first ten events on.
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn the_interval_that_is_shown_holds_the_ratio() {
     let plan = GatePlan {
         alpha: ALPHA,

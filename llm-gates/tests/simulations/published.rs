@@ -99,7 +99,7 @@ fn requests(
 }
 
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn false_rollbacks_are_as_published() {
     let n = many(1_000);
     let arm = |noise| World {
@@ -187,7 +187,7 @@ fn false_rollbacks_are_as_published() {
 
 /// Each loss of evidence starts a new test with the full budget: saving it is not a matter of taste.
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn forgetting_the_evidence_is_as_bad_as_published() {
     let n = many(400);
     for (i, (name, every, said)) in [("hour", 60, 0.72), ("day", 1_440, 0.13)]
@@ -214,7 +214,7 @@ fn forgetting_the_evidence_is_as_bad_as_published() {
 }
 
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn harm_is_found_as_soon_as_published() {
     let n = many(1_000);
     for (i, (grid, basis_points, ratio, median, share)) in [
@@ -325,7 +325,7 @@ fn harm_is_found_as_soon_as_published() {
 
 /// Twice the errors from minute 1,020 on: delay in minutes.
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn late_harm_is_found_as_soon_as_published() {
     let n = many(500);
     let late = RateRatio::with_late_starts(1.0, Grid::Wide16, 0.5, LOOKS).unwrap();
@@ -388,7 +388,7 @@ fn auto_found(
 }
 
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn auto_ratio_is_as_published() {
     let n = many(200);
     for (i, (name, world, mode, said)) in [
@@ -466,7 +466,7 @@ fn auto_ratio_is_as_published() {
 }
 
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn slow_replies_are_found_as_soon_as_published() {
     let n = many(300);
     let replies = |rng: &mut Rng, mean: f64, scale: f64| {

@@ -62,7 +62,7 @@ pub(crate) fn alarms(rng: &mut Rng, keys: u32, sd: f64, ratio: f64, count_slices
 }
 
 #[test]
-#[ignore = "long simulation: run with --ignored in release"]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
 fn sticky_users_are_no_harm_and_hide_none() {
     let lives = many(200);
     for (i, (keys, sd)) in [(300, 0.5), (300, 1.0), (5_000, 0.5), (5_000, 1.0)]
