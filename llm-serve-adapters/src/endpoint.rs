@@ -1,5 +1,9 @@
 //! The endpoint: what a host opens, and the handles it gets.
 
+mod error;
+
+pub use error::{AdministerError, CommandError, OpenError, ReturnError, SubmitError};
+
 use crate::DataPlane;
 use crate::clock::SystemClock;
 use crate::controller::{Administer, Controller, Message, Parts, Wanted, What};
@@ -12,12 +16,11 @@ use crate::recorder::Recorder;
 use crate::router::InProcessRouter;
 use llm_rollout::incident::Incident;
 use llm_rollout::{
-    Alarm, BadName, Command, EndpointId, Epoch, Fence, Phase, Plan, Rejected, Rollout, RolloutId,
-    RouterId, Seq, Split, Verb,
+    Alarm, Command, EndpointId, Epoch, Fence, Phase, Plan, Rollout, RolloutId, RouterId, Seq,
+    Split, Verb,
 };
-use llm_version_core::{Safety, VersionId};
+use llm_version_core::VersionId;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// The version that serves before there has been any rollout: used the very first time, ignored ever after.
@@ -56,163 +59,6 @@ impl Return {
             steps_taken: false,
         }
     }
-}
-
-/// Why there is no return.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReturnError {
-    /// The version has not been in production within the window.
-    #[error("{} is outside the rollback window; inside are: {}", wanted(.to.as_ref()), list(.window))]
-    OutsideWindow {
-        /// Which version was asked for.
-        to: Option<VersionId>,
-        /// Newest first.
-        window: Vec<VersionId>,
-    },
-    /// Something must be done first, or nothing helps.
-    #[error("going back to {to} is not safe: {safety}")]
-    NotSafe {
-        /// Which version.
-        to: VersionId,
-        /// What must be done, or what stands against it.
-        safety: Safety,
-    },
-    /// The manifest of a version is needed to tell, and is not known.
-    #[error("there is no manifest of {0}: whether going back is safe cannot be told")]
-    NoManifest(VersionId),
-    /// A component failed.
-    #[error(transparent)]
-    Component(#[from] Error),
-    /// The rollout was not taken.
-    #[error(transparent)]
-    Submit(#[from] SubmitError),
-}
-
-fn wanted(to: Option<&VersionId>) -> String {
-    to.map_or_else(|| "a version of the past".to_owned(), ToString::to_string)
-}
-
-fn list(window: &[VersionId]) -> String {
-    if window.is_empty() {
-        return "none".to_owned();
-    }
-    let names: Vec<_> = window.iter().map(ToString::to_string).collect();
-    names.join(", ")
-}
-
-/// Why what was said about an endpoint was not taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AdministerError {
-    /// There is no such reason against new rollouts.
-    #[error("nothing named {0:?} stands against new rollouts")]
-    NoSuchBar(String),
-    /// No router of that name is registered (or removed).
-    #[error("no router {0} is there to remove or restore")]
-    NoSuchRouter(RouterId),
-    /// The router may still serve a share: it answered not long ago.
-    #[error(
-        "router {0} may still serve the candidate for {1:?}: wait until its lease has certainly run out"
-    )]
-    MayServe(RouterId, Duration),
-    /// The store cannot be reached; whether it was logged is not known. Saying it again is safe.
-    #[error("the store cannot be reached: say it again")]
-    StoreUnavailable,
-    /// The controller has stopped.
-    #[error("the controller has stopped: {0}")]
-    Stopped(String),
-}
-
-/// Why an endpoint could not be opened.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// The endpoint's name is not usable.
-    #[error(transparent)]
-    Name(#[from] BadName),
-    /// A component failed.
-    #[error("endpoint {endpoint} could not be opened: {source}")]
-    Component {
-        /// Which endpoint.
-        endpoint: EndpointId,
-        /// What failed.
-        source: Error,
-    },
-}
-
-/// Why a rollout was not taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SubmitError {
-    /// Another rollout is in progress: one endpoint has one at a time.
-    #[error("rollout {0} is in progress: wait for its end, or abort it")]
-    Busy(RolloutId),
-    /// Something stands against new rollouts.
-    #[error("no new rollout may begin: {0:?} ({1})")]
-    Barred(String, String),
-    /// Too many wait already.
-    #[error("too many rollouts wait for their turn: withdraw one, or replace them")]
-    QueueFull,
-    /// The rollout cannot be tried again.
-    #[error("rollout {0} cannot be tried again: {1}")]
-    NothingToRetry(RolloutId, &'static str),
-    /// The id is taken by a rollout of another candidate.
-    #[error(
-        "rollout id {0} belongs to another candidate: ids are unique for ever, choose a new one"
-    )]
-    OtherCandidate(RolloutId),
-    /// There would be no safe way back from the candidate, or none to it.
-    #[error("going to {candidate} and back is not safe: there, {there}; back, {back}")]
-    NoWayBack {
-        /// The candidate.
-        candidate: VersionId,
-        /// From the version in production to it.
-        there: Box<Safety>,
-        /// And back.
-        back: Box<Safety>,
-    },
-    /// The manifests that say whether the way back is safe cannot be read.
-    #[error("whether the way back is safe cannot be told: {0}")]
-    Manifests(String),
-    /// The plan wants the version watched by a probe that the endpoint does not have.
-    #[error("the plan watches by {0:?}: give the endpoint a probe of that name, or take it out")]
-    NoProbe(String),
-    /// The plan has pre-deployment gates, and nothing evaluates them.
-    #[error("the plan has pre-deployment gates: give the endpoint an evaluator, or take them out")]
-    NoEvaluator,
-    /// A router cannot be trusted with a plan that advances by itself.
-    #[error(
-        "router {0} offers no fencing or no lease: such a router cannot take part in a rollout"
-    )]
-    UnsafeRouter(RouterId),
-    /// The store cannot be reached; whether the rollout was logged is not known. Submitting the same id again is safe.
-    #[error("the store cannot be reached: submit the same id again")]
-    StoreUnavailable,
-    /// The controller has stopped.
-    #[error("the controller has stopped: {0}")]
-    Stopped(String),
-}
-
-/// Why a command was not taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum CommandError {
-    /// The rollout is not the one in progress.
-    #[error("rollout {0} is not in progress")]
-    NotInProgress(RolloutId),
-    /// The rollout waits for its turn: it can only be aborted.
-    #[error("rollout {0} waits for its turn: until then it can only be aborted")]
-    Queued(RolloutId),
-    /// It does not fit.
-    #[error(transparent)]
-    Rejected(#[from] Rejected),
-    /// Neither logged nor accepted by the routers yet; it is tried again, and may take effect.
-    #[error("the store cannot be reached; the command is kept and tried again")]
-    StoreUnavailable,
-    /// The controller has stopped.
-    #[error("the controller has stopped: {0}")]
-    Stopped(String),
 }
 
 /// What an endpoint is doing, as last logged.
