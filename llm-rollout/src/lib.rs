@@ -18,6 +18,7 @@ mod rollout;
 mod split;
 mod step;
 mod time;
+mod traffic;
 mod transition;
 mod watch;
 pub mod waves;
@@ -34,6 +35,7 @@ pub use step::{
     Alarm, Command, Effect, Heartbeat, Input, Intent, IntentId, Look, Notice, Outcome, Step, Verb,
 };
 pub use time::Timestamp;
+pub use traffic::{BadTraffic, Expected, Traffic};
 pub use transition::Rejected;
 pub use watch::{Probed, Watch, WatchAlarm};
 
