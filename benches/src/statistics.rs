@@ -155,12 +155,11 @@ type Turn = (Window, (Counts, Counts));
 fn ten() -> (GatePlan, Vec<Turn>) {
     let names: Vec<String> = (0..10).map(|i| format!("metric_{i}")).collect();
     let gate = |n: &String| LiveGate::new(n.clone(), 0.1, 0.0, Action::Rollback);
-    let plan = GatePlan {
-        alpha: 0.05,
-        pause_alpha: None,
-        gates: names.iter().map(gate).collect(),
-        pass: PassWhen::NoEvidenceOfHarm { min_samples: 1 },
-    };
+    let plan = GatePlan::new(
+        0.05,
+        names.iter().map(gate).collect(),
+        PassWhen::NoEvidenceOfHarm { min_samples: 1 },
+    );
     let turn = |(at, (candidate, baseline)): (u64, (Counts, Counts))| {
         let increment = Increment::Binary {
             candidate,

@@ -35,8 +35,9 @@ mod verdict;
 pub use counts::{BadCounts, Counts};
 pub use limits::{Breach, Decision, Limit, decide};
 pub use live::{
-    Arm, BadGatePlan, BadWindow, Direction, Evidence, Exposed, GateEvidence, GatePlan, Increment,
-    Judgement, LiveGate, Look, PassWhen, Window,
+    Arm, BadGatePlan, BadWindow, ColdStart, Direction, Evidence, Exposed, GateEvidence, GatePlan,
+    HardLimit, HardLimitEvidence, Increment, Judgement, LiveGate, LiveThreshold, Look, PassWhen,
+    Sustained, ThresholdEvidence, Window,
 };
 pub use moments::Moments;
 pub use rate_ratio::{Alternative, BadRateRatio, Grid, RateRatio};

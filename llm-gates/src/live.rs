@@ -5,13 +5,17 @@ mod evidence;
 mod gain;
 mod metric;
 mod plan;
+mod threshold;
 mod window;
 
 pub use evidence::{Evidence, GateEvidence, Judgement, Look};
-pub use plan::{BadGatePlan, Direction, GatePlan, LiveGate, PassWhen};
+pub use plan::{BadGatePlan, ColdStart, Direction, GatePlan, LiveGate, PassWhen};
+pub use threshold::{HardLimit, HardLimitEvidence, LiveThreshold, Sustained, ThresholdEvidence};
 pub use window::{Arm, BadWindow, Exposed, Increment, Window};
 
 #[cfg(test)]
 mod kind_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod threshold_tests;

@@ -183,12 +183,14 @@ fn plan() -> GatePlan {
         "intent",
     ];
     GatePlan {
-        alpha: 0.05,
         pause_alpha: Some(0.25),
-        gates: names
-            .map(|n| LiveGate::new(n, 0.1, 0.0, Action::Rollback))
-            .into(),
-        pass: PassWhen::NoEvidenceOfHarm { min_samples: 1 },
+        ..GatePlan::new(
+            0.05,
+            names
+                .map(|n| LiveGate::new(n, 0.1, 0.0, Action::Rollback))
+                .into(),
+            PassWhen::NoEvidenceOfHarm { min_samples: 1 },
+        )
     }
 }
 

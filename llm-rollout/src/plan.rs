@@ -73,21 +73,15 @@ impl Plan {
         &self.0.stages
     }
 
-    /// What a verdict in this stage depends on: the gates that its exposure can feed. None where there is none (a preview, or
+    /// What a verdict in this stage depends on: the gates, thresholds and hard limits that its exposure can feed. None where there is none (a preview, or
     /// an ungated plan): such a stage passes by time, alarms and people alone. An index past the last stage gives the last stage's.
     pub fn gate_plan(&self, stage: usize) -> Option<GatePlan> {
         let stage = self.0.stages.get(stage).or(self.0.stages.last())?;
         let min_samples = stage.min_samples;
-        let gates: Vec<_> = self
-            .0
-            .gates
-            .iter()
-            .filter(|gate| self.0.feeds(stage, &gate.metric))
-            .cloned()
-            .collect();
-        if gates.is_empty() {
-            return None;
-        }
+        let fed = |metric: &str| self.0.feeds(stage, metric);
+        let gates = self.0.gates.iter().filter(|g| fed(&g.metric));
+        let thresholds = self.0.thresholds.iter().filter(|t| fed(&t.metric));
+        let hard_limits = self.0.hard_limits.iter().filter(|l| fed(&l.metric));
         let pass = match self.0.pass {
             PassSpec::NoEvidenceOfHarm => PassWhen::NoEvidenceOfHarm { min_samples },
             PassSpec::NonInferior { margin, beta } => PassWhen::NonInferior {
@@ -96,15 +90,18 @@ impl Plan {
                 beta,
             },
         };
-        Some(GatePlan {
-            alpha: self.0.alpha,
+        let plan = GatePlan {
             pause_alpha: self.0.pause_alpha,
-            gates,
-            pass,
-        })
+            thresholds: thresholds.cloned().collect(),
+            hard_limits: hard_limits.cloned().collect(),
+            cold_start: self.0.cold_start,
+            ..GatePlan::new(self.0.alpha, gates.cloned().collect(), pass)
+        };
+        let watched = plan.gates.len() + plan.thresholds.len() + plan.hard_limits.len();
+        (watched > 0).then_some(plan)
     }
 
-    /// Whether the gate of this metric must pass before the stage advances.
+    /// Whether the gates and thresholds of this metric must pass before the stage advances.
     pub(crate) fn needs(&self, stage: &StageSpec, metric: &str) -> bool {
         match &stage.needs {
             Some(needs) => needs.iter().any(|m| m == metric),
@@ -203,8 +200,12 @@ dwell = "1h"
             ("alpha = 0.05", "alpha = 1.5"),
             &["line 2", "alpha", "between 0 and 1"],
         );
+        refused(("action = \"hold\"", "weight = 1.4"), &["duplicate key"]);
         refused(
-            ("weight = 0.6", "weight = 0.7"),
+            (
+                "weight = 0.6\n[[gates]]\nmetric = \"slow\"\nweight = 0.4\nmargin = 0.2\naction = \"hold\"",
+                "weight = 0.7\n[[gates]]\nmetric = \"slow\"\nweight = 0.4",
+            ),
             &["gates", "weight", "at most 1"],
         );
         refused(("serve = 1.0", "serve = 101.0"), &["line 18", "101"]);

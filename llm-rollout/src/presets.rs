@@ -25,7 +25,7 @@ use crate::plan::{
 };
 use crate::{Advance, Finish, MetricDef, Plan, PlanError, PlanSpec, Share, StageSpec};
 use llm_gates::planner::Detection;
-use llm_gates::{Action, GateTable, LiveGate};
+use llm_gates::{Action, ColdStart, GateTable, LiveGate};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -89,6 +89,9 @@ impl Gates {
             metrics: self.metrics,
             ungated: self.gates.is_empty(),
             gates: self.gates,
+            thresholds: Vec::new(),
+            hard_limits: Vec::new(),
+            cold_start: ColdStart::Quick,
             pass: PassSpec::default(),
             pre_flight: self.pre_flight,
             stages,

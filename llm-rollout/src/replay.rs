@@ -349,8 +349,12 @@ impl<'a> Run<'a> {
         if let Some(gates) = &mut gates {
             // A gate that cannot be judged stands in nobody's way.
             gates.gates.retain(|g| windows.contains_key(&g.metric));
+            gates.thresholds.retain(|t| windows.contains_key(&t.metric));
+            gates
+                .hard_limits
+                .retain(|l| windows.contains_key(&l.metric));
         }
-        let judgement = match gates.filter(|plan| !plan.gates.is_empty()) {
+        let judgement = match gates.filter(|plan| plan.validate().is_ok()) {
             None => Judgement::ungated(epoch, from, to),
             Some(gates) => {
                 let window = Window {
@@ -386,8 +390,11 @@ impl<'a> Run<'a> {
         let mut metrics = BTreeMap::new();
         let (old, new) = (recorded.plan().spec(), self.plan.spec());
         let judged: BTreeMap<_, _> = judgement.gates.iter().map(|g| (&g.metric, g)).collect();
-        for gate in &new.gates {
-            let name = &gate.metric;
+        let gates = new.gates.iter().map(|g| &g.metric);
+        let thresholds = new.thresholds.iter().map(|t| &t.metric);
+        let limits = new.hard_limits.iter().map(|l| &l.metric);
+        let watched: BTreeSet<_> = gates.chain(thresholds).chain(limits).collect();
+        for name in watched {
             let mut unjudged = |why: &str| {
                 self.unjudged.insert(format!("the gate on {name:?}: {why}"));
             };

@@ -153,6 +153,26 @@ pub enum Cause {
         /// ln(1 / alpha).
         bound: f64,
     },
+    /// A metric stayed beyond a number for so many windows. No statistics stand behind it.
+    Threshold {
+        /// Name of the threshold.
+        name: String,
+        /// Name of the metric.
+        metric: String,
+        /// The last value, and what it was compared with.
+        value: (f64, f64),
+        /// Breaches that counted.
+        breaches: u32,
+    },
+    /// So many requests of one block were bad that nobody waited for statistics.
+    HardLimit {
+        /// Name of the metric.
+        metric: String,
+        /// Bad requests.
+        bad: u64,
+        /// Of so many.
+        of: u64,
+    },
     /// A candidate request waited too long for its first token.
     Silent {
         /// How long.
@@ -230,6 +250,23 @@ impl fmt::Display for Cause {
                 write!(
                     f,
                     "evidence of harm in {metric:?}: ln E = {log_evidence:.2}, bound {bound:.2}"
+                )
+            }
+            Self::Threshold {
+                name,
+                metric,
+                value: (value, limit),
+                breaches,
+            } => {
+                write!(
+                    f,
+                    "threshold {name:?}: {metric:?} was {value:.4}, beyond {limit:.4}, in {breaches} windows"
+                )
+            }
+            Self::HardLimit { metric, bad, of } => {
+                write!(
+                    f,
+                    "hard limit on {metric:?}: {bad} of {of} requests were bad"
                 )
             }
             Self::Silent { waiting } => {
@@ -316,6 +353,9 @@ pub struct State {
     pub holds: BTreeMap<String, Said>,
     /// Holds of gates that somebody has cleared in this stage: they are not placed again.
     pub waived: BTreeSet<String>,
+    /// Gates and thresholds that only warn, or only in a dry run, of which people have been told.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub warned: BTreeSet<String>,
     /// No advance until then.
     pub frozen_until: Option<Timestamp>,
     /// How often the share has lapsed.
@@ -384,6 +424,7 @@ impl Rollout {
             approvals: BTreeMap::new(),
             holds: BTreeMap::new(),
             waived: BTreeSet::new(),
+            warned: BTreeSet::new(),
             frozen_until: None,
             lapses: 0,
             load: Load::None,

@@ -6,9 +6,10 @@ use crate::draft::{APPROVAL, Decision, Draft, UNHEALTHY, drains, warms};
 use crate::plan::Undecided;
 use crate::{
     Advance, Alarm, Cause, Command, Effect, Fence, Input, IntentId, Load, Look, Observed, Outcome,
-    Phase, Position, Recovery, Response, Rollout, RouterState, Seq, Standby, Timestamp, Verb,
+    Phase, PlanSpec, Position, Recovery, Response, Rollout, RouterState, Seq, Standby, Timestamp,
+    Verb,
 };
-use llm_gates::{Action, Verdict};
+use llm_gates::{Action, GateEvidence, Judgement, ThresholdEvidence, Verdict};
 use std::time::Duration;
 
 /// Why an input was not taken; nothing has changed.
@@ -509,15 +510,7 @@ fn judged<'a>(
     }
     // Harm counts even where a router cannot be reached: going back is always safe.
     if judgement.verdict == Verdict::Fail && state.stranded.is_none() {
-        let worst = judgement
-            .gates
-            .iter()
-            .max_by(|a, b| weighted(a).total_cmp(&weighted(b)));
-        return draft.go_back(Cause::Gate {
-            metric: worst.map(|g| g.metric.clone()).unwrap_or_default(),
-            log_evidence: judgement.log_evidence,
-            bound: judgement.bound,
-        });
+        return draft.go_back(harm(judgement));
     }
     // Everything else needs the routers to be what they were.
     if let Some(step) = found(rollout, seq, now, look.fence, &look.routers)? {
@@ -536,21 +529,26 @@ fn judged<'a>(
         return Err(Rejected::Unconfirmed);
     }
     draft.state.heard = now;
-    let action = |metric: &str| {
-        spec.gates
-            .iter()
-            .find(|g| g.metric == metric)
-            .map(|g| g.action)
-    };
-    for gate in judgement
-        .gates
-        .iter()
-        .filter(|g| g.verdict == Verdict::Fail && action(&g.metric) == Some(Action::Hold))
-    {
-        let name = format!("gate-{}", gate.metric);
-        if !state.holds.contains_key(&name) && !state.waived.contains(&name) {
-            draft.page(format!("held: evidence of harm in {:?}", gate.metric));
-            draft.hold(&name, "gate", "evidence of harm");
+    for failed in failures(spec, judgement) {
+        let Failed { name, what, by, .. } = &failed;
+        match failed.action {
+            Action::Rollback if !failed.dry_run => {}
+            Action::Hold if !failed.dry_run => {
+                if !state.holds.contains_key(name) && !state.waived.contains(name) {
+                    draft.page(format!("held: {what}"));
+                    draft.hold(name, by, what);
+                }
+            }
+            action if !state.warned.contains(name) => {
+                let text = if failed.dry_run {
+                    format!("dry run: would {action}: {what}")
+                } else {
+                    format!("warning: {what}")
+                };
+                draft.notify(false, text);
+                draft.state.warned.insert(name.clone());
+            }
+            _ => {}
         }
     }
     if let Phase::Held { .. } = draft.state.phase {
@@ -561,19 +559,26 @@ fn judged<'a>(
         return Ok(Some(draft));
     };
     // A failed hold gate that a person has cleared in this stage does not stand in the way any more, a failed warn gate never does.
-    let passes = |g: &llm_gates::GateEvidence| match g.verdict {
+    let needs = |metric: &str, dry_run: bool| !dry_run && rollout.plan().needs(this, metric);
+    let waived = |hold: String| state.waived.contains(&hold);
+    let passes = |g: &GateEvidence| match g.verdict {
         Verdict::Pass => true,
         Verdict::Inconclusive => false,
         Verdict::Fail => {
-            action(&g.metric) == Some(Action::Warn)
-                || state.waived.contains(&format!("gate-{}", g.metric))
+            action_of(spec, &g.metric) == Some(Action::Warn) || waived(gate_hold(&g.metric))
         }
     };
-    let mut needed = judgement
-        .gates
-        .iter()
-        .filter(|g| rollout.plan().needs(this, &g.metric));
-    let passed = judgement.verdict != Verdict::Fail && needed.all(passes);
+    let keeps = |t: &ThresholdEvidence| match t.verdict {
+        Verdict::Pass => true,
+        _ if t.action == Action::Warn => true,
+        Verdict::Inconclusive => false,
+        Verdict::Fail => waived(threshold_hold(&t.name)),
+    };
+    let mut gates = judgement.gates.iter();
+    let mut limits = judgement.thresholds.iter();
+    let passed = judgement.verdict != Verdict::Fail
+        && gates.all(|g| !needs(&g.metric, g.dry_run) || passes(g))
+        && limits.all(|t| !needs(&t.metric, t.dry_run) || keeps(t));
     let ripe = passed && !judgement.paused && draft.state.dwell >= this.dwell;
     if !ripe || draft.is_frozen() {
         return Ok(Some(draft));
@@ -586,8 +591,94 @@ fn judged<'a>(
     draft.advance(stage)
 }
 
-fn weighted(gate: &llm_gates::GateEvidence) -> f64 {
-    gate.weight.ln() + gate.log_e
+/// Why a judgement sends the candidate back: what needs no statistics first.
+fn harm(judgement: &Judgement) -> Cause {
+    if let Some(limit) = judgement.hard_limits.iter().find(|l| l.hit) {
+        let block = limit.block.unwrap_or_default();
+        return Cause::HardLimit {
+            metric: limit.metric.clone(),
+            bad: block.k,
+            of: block.n,
+        };
+    }
+    let failed = |t: &&ThresholdEvidence| {
+        t.verdict == Verdict::Fail && t.action == Action::Rollback && !t.dry_run
+    };
+    if judgement.log_evidence < judgement.bound
+        && let Some(threshold) = judgement.thresholds.iter().find(failed)
+    {
+        return Cause::Threshold {
+            name: threshold.name.clone(),
+            metric: threshold.metric.clone(),
+            value: threshold.value.zip(threshold.limit).unwrap_or_default(),
+            breaches: threshold.breaches,
+        };
+    }
+    let weighted = |gate: &GateEvidence| gate.weight.ln() + gate.log_e;
+    let shares = judgement.gates.iter().filter(|g| !g.dry_run);
+    let worst = shares.max_by(|a, b| weighted(a).total_cmp(&weighted(b)));
+    Cause::Gate {
+        metric: worst.map(|g| g.metric.clone()).unwrap_or_default(),
+        log_evidence: judgement.log_evidence,
+        bound: judgement.bound,
+    }
+}
+
+/// A gate or threshold that has failed.
+struct Failed {
+    /// Of its hold, or of having told people.
+    name: String,
+    by: &'static str,
+    what: String,
+    action: Action,
+    dry_run: bool,
+}
+
+fn failures(spec: &PlanSpec, judgement: &Judgement) -> Vec<Failed> {
+    let gates = judgement
+        .gates
+        .iter()
+        .filter(|g| g.verdict == Verdict::Fail);
+    let gates = gates.filter_map(|g| {
+        Some(Failed {
+            name: gate_hold(&g.metric),
+            by: "gate",
+            what: format!("evidence of harm in {:?}", g.metric),
+            action: action_of(spec, &g.metric)?,
+            dry_run: g.dry_run,
+        })
+    });
+    let limits = judgement.thresholds.iter();
+    let limits = limits.filter(|t| t.verdict == Verdict::Fail).map(|t| {
+        let (value, limit) = t.value.zip(t.limit).unwrap_or_default();
+        Failed {
+            name: threshold_hold(&t.name),
+            by: "threshold",
+            what: format!(
+                "{:?} is {value:.4}, beyond the threshold of {limit:.4}",
+                t.metric
+            ),
+            action: t.action,
+            dry_run: t.dry_run,
+        }
+    });
+    gates.chain(limits).collect()
+}
+
+fn gate_hold(metric: &str) -> String {
+    format!("gate-{metric}")
+}
+
+fn threshold_hold(name: &str) -> String {
+    format!("threshold-{name}")
+}
+
+/// What the plan's gate on this metric does.
+fn action_of(spec: &PlanSpec, metric: &str) -> Option<Action> {
+    spec.gates
+        .iter()
+        .find(|g| g.metric == metric)
+        .map(|g| g.action)
 }
 
 fn alarmed<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, alarm: &Alarm) -> Decision<'a> {
@@ -606,6 +697,7 @@ fn alarmed<'a>(rollout: &'a Rollout, seq: Seq, now: Timestamp, alarm: &Alarm) ->
     let mut draft = Draft::new(rollout, seq, now);
     let text = format!("alarm {:?}: {}", alarm.name, alarm.detail);
     match response {
+        Response::Warn => draft.notify(false, text),
         Response::Page => draft.page(text),
         Response::Hold => {
             draft.page(format!("held: {text}"));

@@ -405,7 +405,7 @@ impl Ledger {
                     self.bars.insert(format!("watch-{probe}"), said);
                 }
                 let notice = Notice {
-                    page: true,
+                    page: *response > Response::Warn,
                     rollout: rollout.clone(),
                     text: format!("watch {probe:?}: {detail}"),
                 };

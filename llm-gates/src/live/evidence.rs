@@ -6,7 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::gain::{Gain, Kind, directed, others};
 use super::metric::{MetricEvidence, Slice, Tolerated, suits};
-use super::{Arm, BadWindow, Direction, GatePlan, LiveGate, Window};
+use super::threshold::{Block, Breaches, has_share, has_value};
+use super::{
+    Arm, BadWindow, ColdStart, Direction, GatePlan, HardLimit, HardLimitEvidence, Increment,
+    LiveGate, LiveThreshold, ThresholdEvidence, Window,
+};
 use crate::anytime::{AutoRatio, History};
 use crate::fixed::BadSample;
 use crate::numbers::LogSum;
@@ -18,7 +22,9 @@ use crate::{Action, Counts, Verdict};
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Evidence {
     epoch: u64,
-    /// End of the last counted window, ms.
+    /// Start and end of the last counted window, ms.
+    #[serde(default)]
+    start: u64,
     end: u64,
     failed: bool,
     metrics: BTreeMap<String, MetricEvidence>,
@@ -31,6 +37,12 @@ pub struct Evidence {
     /// The slice that is exposed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     share: Option<u16>,
+    /// What thresholds have counted, by their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    breaches: BTreeMap<String, Breaches>,
+    /// Blocks of hard limits, by metric.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    blocks: BTreeMap<String, Block>,
 }
 
 /// What one gate has seen.
@@ -65,13 +77,16 @@ pub struct GateEvidence {
     /// Whether the gate's late starts are on: the plan asks for them, and the guard let them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub late_starts: bool,
+    /// Whether it only reports.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// What all gates together say after a window, and nothing of each.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Look {
-    /// `Fail` iff the rollback gates together have reached their bound, now or ever before.
+    /// `Fail` iff the rollback gates together have reached their bound, a rollback threshold its count or a hard limit its share, now or ever before.
     pub verdict: Verdict,
     /// The graver of what failed gates do; a failed hold gate prevents `Pass`, a failed warn gate prevents nothing.
     pub action: Option<Action>,
@@ -89,7 +104,7 @@ pub struct Look {
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judgement {
-    /// `Fail` iff the rollback gates together have reached their bound, now or ever before.
+    /// `Fail` iff the rollback gates together have reached their bound, a rollback threshold its count or a hard limit its share, now or ever before.
     pub verdict: Verdict,
     /// The graver of what failed gates do; a failed hold gate prevents `Pass`, a failed warn gate prevents nothing.
     pub action: Option<Action>,
@@ -109,6 +124,12 @@ pub struct Judgement {
     pub paused: bool,
     /// Each gate, in the order of the plan.
     pub gates: Vec<GateEvidence>,
+    /// Each threshold, in the order of the plan.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub thresholds: Vec<ThresholdEvidence>,
+    /// Each hard limit, in the order of the plan.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hard_limits: Vec<HardLimitEvidence>,
 }
 
 impl Judgement {
@@ -125,6 +146,8 @@ impl Judgement {
             bound: f64::MAX,
             paused: false,
             gates: Vec::new(),
+            thresholds: Vec::new(),
+            hard_limits: Vec::new(),
         }
     }
 }
@@ -190,18 +213,8 @@ impl Evidence {
         if let Some(auto) = self.history.get_mut(metric) {
             return auto.learn(groups).map_err(counts);
         }
-        let share = if gate.action == Action::Rollback {
-            gate.weight
-        } else {
-            1.0
-        };
-        let history = if groups[1].n > 0 {
-            History::Groups
-        } else {
-            History::Pooled
-        };
-        let mut auto = AutoRatio::new(1.0, history, NOISE_SHARE * plan.alpha * share)
-            .map_err(|_| bad("needs a plan with a usable alpha"))?;
+        let mut auto = noisy(plan, gate, groups[1].n > 0)
+            .ok_or_else(|| bad("needs a plan with a usable alpha"))?;
         auto.learn(groups).map_err(counts)?;
         self.history.insert(metric.to_owned(), auto);
         Ok(())
@@ -262,8 +275,8 @@ impl Evidence {
     /// # Errors
     /// [`BadWindow`] when the window cannot be evidence; the evidence is then as it was.
     pub fn observe(&mut self, plan: &GatePlan, window: &Window) -> Result<Judgement, BadWindow> {
-        let look = self.look(plan, window)?;
-        Ok(self.report(plan, window, look))
+        self.look(plan, window)?;
+        Ok(self.report(plan))
     }
 
     /// The same without the report. Once every metric has been seen, it allocates nothing, but where a sketch reaches further than ever before.
@@ -281,9 +294,13 @@ impl Evidence {
             for metric in self.metrics.values_mut() {
                 metric.samples = 0;
             }
+            self.breaches
+                .values_mut()
+                .for_each(|b| *b = Breaches::default());
+            self.blocks.values_mut().for_each(|b| *b = Block::default());
         }
         self.epoch = window.epoch;
-        self.end = window.to;
+        (self.start, self.end) = (window.from, window.to);
         for gate in &plan.gates {
             let tolerated = Tolerated {
                 users: self.users(gate),
@@ -298,7 +315,29 @@ impl Evidence {
                 metric.observe(&gain, tolerated);
             }
         }
-        Ok(self.judge(plan))
+        self.count(plan, window);
+        let look = self.judge(plan);
+        self.failed |= look.verdict == Verdict::Fail;
+        Ok(look)
+    }
+
+    /// What thresholds and hard limits make of a window that has been checked.
+    fn count(&mut self, plan: &GatePlan, window: &Window) {
+        let gain = |metric: &String| Gain::of(metric, window.metrics.get(metric)?).ok();
+        for threshold in &plan.thresholds {
+            let Some(gain) = gain(&threshold.metric) else {
+                continue;
+            };
+            let seen = |seen: &mut Breaches| seen.observe(threshold, &gain);
+            with(&mut self.breaches, threshold.name(), seen);
+        }
+        for limit in &plan.hard_limits {
+            let Some(gain) = gain(&limit.metric) else {
+                continue;
+            };
+            let seen = |seen: &mut Block| seen.observe(limit, &gain);
+            with(&mut self.blocks, &limit.metric, seen);
+        }
     }
 
     /// Bounds of the ratio that the exposed users alone may cause.
@@ -391,7 +430,13 @@ impl Evidence {
                     }
                 }
                 None => {
-                    let learnt = self.history.get(&gate.metric).cloned();
+                    let careful = plan.cold_start == ColdStart::Careful && kind == Kind::Rate;
+                    let grouped = matches!(increment, Increment::Grouped { .. });
+                    let learnt = match self.history.get(&gate.metric) {
+                        Some(learnt) => Some(learnt.clone()),
+                        None if careful => noisy(plan, gate, grouped),
+                        None => None,
+                    };
                     if learnt.is_some() && kind != Kind::Rate {
                         return Err(BadWindow::History {
                             metric: metric(),
@@ -413,6 +458,18 @@ impl Evidence {
                 }
             }
         }
+        let kind = |metric: &String| match window.metrics.get(metric) {
+            Some(increment) => Ok(Kind::of(increment)),
+            None => Err(BadWindow::Missing {
+                metric: metric.clone(),
+            }),
+        };
+        for threshold in &plan.thresholds {
+            has_value(&threshold.metric, kind(&threshold.metric)?)?;
+        }
+        for limit in &plan.hard_limits {
+            has_share(&limit.metric, kind(&limit.metric)?)?;
+        }
         Ok(fresh)
     }
 
@@ -425,11 +482,24 @@ impl Evidence {
         plan.gates.iter().filter_map(seen)
     }
 
-    fn judge(&mut self, plan: &GatePlan) -> Look {
+    /// Thresholds with what they have counted, in the order of the plan.
+    fn counted<'a>(
+        &'a self,
+        plan: &'a GatePlan,
+    ) -> impl Iterator<Item = (&'a LiveThreshold, Breaches)> {
+        let seen = |t: &'a LiveThreshold| {
+            let seen = self.breaches.get(t.name());
+            (t, seen.copied().unwrap_or_default())
+        };
+        plan.thresholds.iter().map(seen)
+    }
+
+    /// What all windows so far mean under this plan, without the report of each gate: a function of both alone, which allocates nothing.
+    pub fn judge(&self, plan: &GatePlan) -> Look {
         let (mut action, mut samples, mut all_pass) = (None, u64::MAX, true);
         let (mut evidence, mut spent) = (LogSum::default(), 0.0);
-        for (gate, metric) in self.gated(plan) {
-            if gate.action == Action::Rollback {
+        for (gate, metric) in self.gated(plan).filter(|(g, _)| !g.dry_run) {
+            if gate.shares_budget() {
                 evidence.add(libm::log(gate.weight) + metric.log_e());
                 spent += metric.alpha1();
             } else if fails_alone(plan, metric) {
@@ -439,13 +509,25 @@ impl Evidence {
             all_pass &= metric.passes(gate, &plan.pass);
             samples = samples.min(metric.samples);
         }
+        for (threshold, seen) in self.counted(plan).filter(|(t, _)| !t.dry_run) {
+            let verdict = seen.verdict(plan.pass.min_samples());
+            if verdict == Verdict::Fail {
+                action = Action::worse(action, Some(threshold.action));
+            }
+            all_pass &= threshold.action == Action::Warn || verdict == Verdict::Pass;
+            samples = samples.min(seen.samples);
+        }
+        let hit = |limit: &HardLimit| self.blocks.get(&limit.metric).is_some_and(|b| b.hit);
+        let stopped = action == Some(Action::Rollback) || plan.hard_limits.iter().any(hit);
+        if samples == u64::MAX {
+            samples = 0;
+        }
         let bound = -libm::log(plan.alpha - spent);
         let log_evidence = evidence.ln().max(f64::MIN);
-        self.failed |= log_evidence >= bound;
         let paused = plan
             .pause_alpha
             .is_some_and(|p| log_evidence >= -libm::log(p));
-        let verdict = if self.failed {
+        let verdict = if self.failed || stopped || log_evidence >= bound {
             action = Some(Action::Rollback);
             Verdict::Fail
         } else if all_pass && !paused {
@@ -463,15 +545,17 @@ impl Evidence {
         }
     }
 
-    fn report(&self, plan: &GatePlan, window: &Window, look: Look) -> Judgement {
+    /// What all windows so far mean under this plan, with everything that each gate, threshold and hard limit has seen: a function of both alone.
+    pub fn report(&self, plan: &GatePlan) -> Judgement {
+        let look = self.judge(plan);
         let rollback: Vec<_> = self
             .gated(plan)
-            .filter(|(g, _)| g.action == Action::Rollback)
+            .filter(|(g, _)| g.shares_budget())
             .map(|(g, m)| (g.weight, m.log_e()))
             .collect();
         let mut blamed = blame(&rollback).into_iter();
         let describe = |(gate, metric): (&LiveGate, &MetricEvidence)| {
-            let failed = if gate.action == Action::Rollback {
+            let failed = if gate.shares_budget() {
                 blamed.next().is_some_and(|log| log >= look.bound)
             } else {
                 fails_alone(plan, metric)
@@ -493,6 +577,7 @@ impl Evidence {
                 },
                 users: (users > 1.0).then_some(users),
                 late_starts: metric.late_starts(),
+                dry_run: gate.dry_run,
             }
         };
         let gates = self.gated(plan).map(describe).collect();
@@ -504,22 +589,52 @@ impl Evidence {
             bound,
             paused,
         } = look;
-        let &Window {
-            epoch, from, to, ..
-        } = window;
+        let min_samples = plan.pass.min_samples();
+        let thresholds = self
+            .counted(plan)
+            .map(|(t, seen)| ThresholdEvidence::of(t, seen, min_samples));
+        let blocks = |l: &HardLimit| self.blocks.get(&l.metric).copied().unwrap_or_default();
+        let limits = plan.hard_limits.iter();
         Judgement {
             verdict,
             action,
-            epoch,
-            from,
-            to,
+            epoch: self.epoch,
+            from: self.start,
+            to: self.end,
             samples,
             log_evidence,
             bound,
             paused,
             gates,
+            thresholds: thresholds.collect(),
+            hard_limits: limits
+                .map(|l| HardLimitEvidence::of(l, blocks(l)))
+                .collect(),
         }
     }
+}
+
+/// Changes the state of this name, which is begun where it is new; the name is copied then only.
+fn with<T: Default>(states: &mut BTreeMap<String, T>, name: &str, change: impl FnOnce(&mut T)) {
+    if let Some(state) = states.get_mut(name) {
+        return change(state);
+    }
+    change(states.entry(name.to_owned()).or_default());
+}
+
+/// A test that allows for noise, nothing of which is known yet; `None` for a plan without a usable alpha.
+fn noisy(plan: &GatePlan, gate: &LiveGate, grouped: bool) -> Option<AutoRatio> {
+    let share = if gate.shares_budget() {
+        gate.weight
+    } else {
+        1.0
+    };
+    let history = if grouped {
+        History::Groups
+    } else {
+        History::Pooled
+    };
+    AutoRatio::new(1.0, history, NOISE_SHARE * plan.alpha * share).ok()
 }
 
 /// Whether a gate with a budget of its own has reached its bound.

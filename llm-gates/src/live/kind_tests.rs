@@ -8,12 +8,11 @@ use crate::quality::{Comparisons, Flips};
 use crate::{Action, Counts, Sketch, Verdict};
 
 fn plan() -> GatePlan {
-    GatePlan {
-        alpha: 0.05,
-        pause_alpha: None,
-        gates: vec![LiveGate::new("m", 1.0, 0.0, Action::Rollback)],
-        pass: PassWhen::NoEvidenceOfHarm { min_samples: 1 },
-    }
+    GatePlan::new(
+        0.05,
+        vec![LiveGate::new("m", 1.0, 0.0, Action::Rollback)],
+        PassWhen::NoEvidenceOfHarm { min_samples: 1 },
+    )
 }
 
 fn sure(margin: f64) -> GatePlan {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::{HardLimit, LiveThreshold};
 use crate::Action;
 use crate::verdict::is_unit;
 
@@ -60,6 +61,9 @@ pub struct LiveGate {
     /// window, that every plausible noise level is none ([`crate::anytime::AutoRatio::is_quiet`]). [`crate::GateEvidence::late_starts`] says whether they are on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub late_starts: Option<u32>,
+    /// Judged and reported, never acted on: it takes nothing of the shared budget (it has a bound of its own), and a stage does not wait for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 fn rollback() -> Action {
@@ -77,7 +81,13 @@ impl LiveGate {
             direction: Direction::GreaterIsWorse,
             unit: None,
             late_starts: None,
+            dry_run: false,
         }
+    }
+
+    /// Whether it takes its weight of the budget that all such gates share: it rolls back, and not only in a dry run.
+    pub fn shares_budget(&self) -> bool {
+        self.action == Action::Rollback && !self.dry_run
     }
 }
 
@@ -114,15 +124,41 @@ impl PassWhen {
     }
 }
 
-/// The gates of a whole rollout and its one false-alarm budget.
+/// How a rate is tested whose noise nobody has learnt ([`crate::Evidence::learn`]).
+#[expect(clippy::exhaustive_enums, reason = "one or the other")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ColdStart {
+    /// As if the arms differed by sampling alone ([`crate::RateRatio`]): quick, and the false-alarm bound holds only where that is so. On noisy replicas it does not.
+    #[default]
+    Quick,
+    /// As if the arms might differ by any plausible noise ([`crate::anytime::AutoRatio`] without history): the bound holds, and detection is slow. A doubled error rate at 5 % of the traffic is found
+    /// in about a third of the rollouts instead of nearly all.
+    Careful,
+}
+
+impl ColdStart {
+    /// Whether it is the usual one.
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "the signature that serde asks for"
+    )]
+    pub const fn is_quick(&self) -> bool {
+        matches!(self, Self::Quick)
+    }
+}
+
+/// The gates of a whole rollout and its one false-alarm budget, with what is judged beside them.
 ///
 /// ```
 /// use llm_gates::{Action, GatePlan, LiveGate, PassWhen};
 /// let plan = GatePlan {
-///     alpha: 0.05,
 ///     pause_alpha: Some(0.25),
-///     gates: vec![LiveGate::new("error", 0.7, 0.0, Action::Rollback), LiveGate::new("refusal", 0.3, 0.1, Action::Rollback)],
-///     pass: PassWhen::NoEvidenceOfHarm { min_samples: 500 },
+///     ..GatePlan::new(
+///         0.05,
+///         vec![LiveGate::new("error", 0.7, 0.0, Action::Rollback), LiveGate::new("refusal", 0.3, 0.1, Action::Rollback)],
+///         PassWhen::NoEvidenceOfHarm { min_samples: 500 },
+///     )
 /// };
 /// assert!(plan.validate().is_ok());
 /// ```
@@ -139,14 +175,36 @@ pub struct GatePlan {
     /// The stage does not advance while the evidence is at least 1 / this; in (alpha, 1). Cheap and reversible: .25 is usual.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause_alpha: Option<f64>,
-    /// The gates, at least one, no metric twice.
+    /// The gates, no metric twice. At least one, or a threshold or hard limit.
     pub gates: Vec<LiveGate>,
     /// When a stage has seen enough.
     pub pass: PassWhen,
+    /// What is compared with a number, window by window; no false-alarm bound.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub thresholds: Vec<LiveThreshold>,
+    /// What sends back at once; no false-alarm bound, no metric twice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hard_limits: Vec<HardLimit>,
+    /// How rates without history are tested.
+    #[serde(default, skip_serializing_if = "ColdStart::is_quick")]
+    pub cold_start: ColdStart,
 }
 
-/// Gates that are compared pair by pair.
+/// Names that are compared pair by pair.
 const FEW: usize = 64;
+
+/// A name that comes twice. Looks check their plan too, and a few names need no set for that.
+fn twice<'a, T>(list: &'a [T], name: impl Fn(&'a T) -> &'a str) -> Option<String> {
+    let mut seen = BTreeSet::new();
+    let again = list.iter().enumerate().find(|(i, item)| {
+        if list.len() <= FEW {
+            list[..*i].iter().any(|earlier| name(earlier) == name(item))
+        } else {
+            !seen.insert(name(item))
+        }
+    });
+    again.map(|(_, item)| name(item).to_owned())
+}
 
 /// Why a plan makes no test.
 #[non_exhaustive]
@@ -170,9 +228,41 @@ pub enum BadGatePlan {
         /// The rollback level.
         alpha: f64,
     },
-    /// No gates.
-    #[error("the plan has no gates")]
+    /// Nothing to judge.
+    #[error("the plan has no gates, thresholds or hard limits")]
     NoGates,
+    /// A threshold that cannot be judged.
+    #[error("`{field}` of the threshold `{name}` {why}")]
+    Threshold {
+        /// Its name.
+        name: String,
+        /// Which field.
+        field: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Two thresholds of one name.
+    #[error("two thresholds are called `{name}`: give each a `name`")]
+    SameName {
+        /// The name.
+        name: String,
+    },
+    /// A hard limit that cannot be judged.
+    #[error("`{field}` of the hard limit on `{metric}` {why}")]
+    HardLimit {
+        /// The metric.
+        metric: String,
+        /// Which field.
+        field: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Two hard limits on one metric.
+    #[error("two hard limits look at `{metric}`: keep one")]
+    TwoLimits {
+        /// The metric.
+        metric: String,
+    },
     /// Two gates on one metric.
     #[error("two gates look at `{metric}`: keep one")]
     Duplicate {
@@ -238,6 +328,26 @@ fn probability(field: &'static str, value: f64) -> Result<(), BadGatePlan> {
 }
 
 impl GatePlan {
+    /// Gates and when a stage passes: no pause level, thresholds or hard limits, and a quick cold start.
+    pub const fn new(alpha: f64, gates: Vec<LiveGate>, pass: PassWhen) -> Self {
+        Self {
+            alpha,
+            pause_alpha: None,
+            gates,
+            pass,
+            thresholds: Vec::new(),
+            hard_limits: Vec::new(),
+            cold_start: ColdStart::Quick,
+        }
+    }
+
+    /// Whether anything here looks at the metric: such a metric must be in every window.
+    pub fn watches(&self, metric: &str) -> bool {
+        self.gates.iter().any(|g| g.metric == metric)
+            || self.thresholds.iter().any(|t| t.metric == metric)
+            || self.hard_limits.iter().any(|l| l.metric == metric)
+    }
+
     /// Checks that the plan makes a test with the bounds that it states. Nothing is normalised.
     ///
     /// # Errors
@@ -253,21 +363,15 @@ impl GatePlan {
                 });
             }
         }
-        if self.gates.is_empty() {
+        if self.gates.is_empty() && self.thresholds.is_empty() && self.hard_limits.is_empty() {
             return Err(BadGatePlan::NoGates);
         }
-        // Looks check their plan too, and a few gates need no set for that.
-        let (mut seen, mut sum) = (BTreeSet::new(), 0.0);
-        for (i, gate) in self.gates.iter().enumerate() {
+        if let Some(metric) = twice(&self.gates, |g| &g.metric) {
+            return Err(BadGatePlan::Duplicate { metric });
+        }
+        let mut sum = 0.0;
+        for gate in &self.gates {
             let metric = || gate.metric.clone();
-            let twice = if self.gates.len() <= FEW {
-                self.gates[..i].iter().any(|g| g.metric == gate.metric)
-            } else {
-                !seen.insert(gate.metric.as_str())
-            };
-            if twice {
-                return Err(BadGatePlan::Duplicate { metric: metric() });
-            }
             if gate.action == Action::Block {
                 return Err(BadGatePlan::Action {
                     metric: metric(),
@@ -298,12 +402,22 @@ impl GatePlan {
                     windows,
                 });
             }
-            if gate.action == Action::Rollback {
+            if gate.shares_budget() {
                 sum += gate.weight;
             }
         }
         if sum > 1.0 + 1e-9 {
             return Err(BadGatePlan::Weights { sum });
+        }
+        self.thresholds
+            .iter()
+            .try_for_each(LiveThreshold::validate)?;
+        if let Some(name) = twice(&self.thresholds, LiveThreshold::name) {
+            return Err(BadGatePlan::SameName { name });
+        }
+        self.hard_limits.iter().try_for_each(HardLimit::validate)?;
+        if let Some(metric) = twice(&self.hard_limits, |l| &l.metric) {
+            return Err(BadGatePlan::TwoLimits { metric });
         }
         if let PassWhen::NonInferior { margin, beta, .. } = self.pass {
             probability("beta", beta)?;

@@ -9,13 +9,15 @@ use crate::{Action, Counts, Sketch, Verdict};
 
 fn plan() -> GatePlan {
     GatePlan {
-        alpha: 0.05,
         pause_alpha: Some(0.25),
-        gates: vec![
-            LiveGate::new("error", 0.7, 0.0, Action::Rollback),
-            LiveGate::new("slow", 0.3, 0.1, Action::Rollback),
-        ],
-        pass: PassWhen::NoEvidenceOfHarm { min_samples: 500 },
+        ..GatePlan::new(
+            0.05,
+            vec![
+                LiveGate::new("error", 0.7, 0.0, Action::Rollback),
+                LiveGate::new("slow", 0.3, 0.1, Action::Rollback),
+            ],
+            PassWhen::NoEvidenceOfHarm { min_samples: 500 },
+        )
     }
 }
 

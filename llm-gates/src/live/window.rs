@@ -228,6 +228,20 @@ pub enum BadWindow {
         /// The metric.
         metric: String,
     },
+    /// A threshold on drift.
+    #[error("drift of `{metric}` has no value to compare with a threshold: give it a gate")]
+    NoValue {
+        /// The metric.
+        metric: String,
+    },
+    /// A hard limit on what is no share of requests.
+    #[error(
+        "`{metric}` is no share of requests, so no hard limit fits it: give it a threshold or a gate"
+    )]
+    NoShare {
+        /// The metric.
+        metric: String,
+    },
     /// Sketches that cannot be compared.
     #[error("`{metric}`: {source}")]
     Sketch {

@@ -470,17 +470,16 @@ fn the_detector_alarms_as_seldom_as_it_says() {
 #[ignore = "minutes, in release: .ci/steps/simulations"]
 fn a_whole_plan_keeps_its_budget() {
     let gate = |metric: &str, weight| LiveGate::new(metric, weight, 0.0, Action::Rollback);
-    let plan = GatePlan {
-        alpha: ALPHA,
-        pause_alpha: None,
-        gates: vec![
+    let plan = GatePlan::new(
+        ALPHA,
+        vec![
             gate("error", 0.4),
             gate("flips", 0.2),
             gate("score", 0.2),
             gate("crashes", 0.2),
         ],
-        pass: PassWhen::NoEvidenceOfHarm { min_samples: 1 },
-    };
+        PassWhen::NoEvidenceOfHarm { min_samples: 1 },
+    );
     let n = many(300);
     both_worlds("a plan of four gates", 250, n, |rng, drift| {
         let mut evidence = Evidence::new();
@@ -544,12 +543,11 @@ fn a_whole_plan_keeps_its_budget() {
 #[test]
 #[ignore = "minutes, in release: .ci/steps/simulations"]
 fn the_interval_that_is_shown_holds_the_ratio() {
-    let plan = GatePlan {
-        alpha: ALPHA,
-        pause_alpha: None,
-        gates: vec![LiveGate::new("error", 1.0, 0.0, Action::Warn)],
-        pass: PassWhen::NoEvidenceOfHarm { min_samples: 1 },
-    };
+    let plan = GatePlan::new(
+        ALPHA,
+        vec![LiveGate::new("error", 1.0, 0.0, Action::Warn)],
+        PassWhen::NoEvidenceOfHarm { min_samples: 1 },
+    );
     let n = many(300);
     for (i, ratio) in [1.0, 1.5].into_iter().enumerate() {
         both_worlds(

@@ -11,12 +11,11 @@ use crate::{ALPHA, at_least, at_most, many, share};
 /// A whole rollout through the saved evidence, with one day before the ramp in which every future slice is counted, or without.
 pub(crate) fn alarms(rng: &mut Rng, keys: u32, sd: f64, ratio: f64, count_slices: bool) -> bool {
     let users = Users::new(rng, keys, sd);
-    let plan = GatePlan {
-        alpha: ALPHA,
-        pause_alpha: None,
-        gates: vec![LiveGate::new("error", 1.0, 0.0, Action::Rollback)],
-        pass: PassWhen::NoEvidenceOfHarm { min_samples: 1 },
-    };
+    let plan = GatePlan::new(
+        ALPHA,
+        vec![LiveGate::new("error", 1.0, 0.0, Action::Rollback)],
+        PassWhen::NoEvidenceOfHarm { min_samples: 1 },
+    );
     let mut evidence = Evidence::new();
     let arm = |rng: &mut Rng, minutes: f64, (traffic, rate): (f64, f64), ratio: f64| {
         rng.counts(

@@ -3,7 +3,7 @@
 use super::PlanError;
 use crate::Share;
 use crate::time::words;
-use llm_gates::{Action, GateTable, LiveGate};
+use llm_gates::{Action, BadGatePlan, ColdStart, GateTable, HardLimit, LiveGate, LiveThreshold};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,10 +24,19 @@ pub struct PlanSpec {
     /// What is measured, by name.
     #[serde(default)]
     pub metrics: BTreeMap<String, MetricDef>,
-    /// What the live metrics must not show.
+    /// What the live metrics must not show, with one false-alarm bound for all of it.
     #[serde(default)]
     pub gates: Vec<LiveGate>,
-    /// Says in so many words that no gate watches the candidate: only alarms, dead-man's switches and people send it back.
+    /// Metrics beside a number, window by window, as service levels are written. They have **no false-alarm bound**: how often chance alone breaks them depends on the traffic.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub thresholds: Vec<LiveThreshold>,
+    /// Shares of bad requests that send the candidate back at once, whatever the statistics say. They have no false-alarm bound either.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hard_limits: Vec<HardLimit>,
+    /// How rates are tested whose noise no history has shown.
+    #[serde(default, skip_serializing_if = "ColdStart::is_quick")]
+    pub cold_start: ColdStart,
+    /// Says in so many words that no gate, threshold or hard limit watches the candidate: only alarms, dead-man's switches and people send it back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ungated: bool,
     /// What it takes to advance.
@@ -160,7 +169,7 @@ pub struct StageSpec {
     /// Candidate samples of every gated metric that a pass needs.
     #[serde(default)]
     pub min_samples: u64,
-    /// The metrics whose gates must pass before it advances; all gates go on sending harm back. Not set: every gate that this exposure can feed.
+    /// The metrics whose gates and thresholds must pass before it advances; all of them go on sending harm back. Not set: everything that this exposure can feed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub needs: Option<Vec<String>>,
     /// Who lets it advance.
@@ -235,14 +244,16 @@ pub struct Triggers {
     pub other_alarms: Response,
 }
 
-/// What an alarm does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What an alarm does, the least grave first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(clippy::exhaustive_enums, reason = "the machine must handle each")]
 pub enum Response {
-    /// Tell people.
+    /// Tell people, and wake nobody.
+    Warn,
+    /// Wake people.
     Page,
-    /// Hold and tell people.
+    /// Hold and wake people.
     Hold,
     /// Go back.
     Rollback,
@@ -501,6 +512,7 @@ impl PlanSpec {
             );
         }
         self.check_gates()?;
+        self.check_limits()?;
         self.check_watch()?;
         self.check_stages()
     }
@@ -508,59 +520,102 @@ impl PlanSpec {
     fn check_gates(&self) -> Result<(), PlanError> {
         let mut weight = 0.0;
         for (i, gate) in self.gates.iter().enumerate() {
-            if !self.metrics.contains_key(&gate.metric) {
-                let known = self
-                    .metrics
-                    .keys()
-                    .map(String::as_str)
-                    .collect::<Vec<_>>()
-                    .join(", ");
-                let known = if known.is_empty() {
-                    "none".to_owned()
-                } else {
-                    known
-                };
-                return wrong(
-                    format!("gates[{i}].metric"),
-                    format!(
-                        "{:?} is not a metric of this plan; [metrics] has: {known}",
-                        gate.metric
-                    ),
-                );
-            }
+            let path = |field| format!("gates[{i}].{field}");
+            self.check_metric(path("metric"), &gate.metric)?;
             if self.gates[..i].iter().any(|g| g.metric == gate.metric) {
                 return wrong(
-                    format!("gates[{i}].metric"),
+                    path("metric"),
                     format!("{:?} already has a gate", gate.metric),
                 );
             }
             if !(gate.weight > 0.0 && gate.weight <= 1.0) {
                 return wrong(
-                    format!("gates[{i}].weight"),
+                    path("weight"),
                     format!("{} must be above 0 and at most 1", gate.weight),
                 );
             }
             if !(gate.margin >= 0.0 && gate.margin.is_finite()) {
                 return wrong(
-                    format!("gates[{i}].margin"),
+                    path("margin"),
                     format!("{} must be 0 or more: 0.2 tolerates 20 % more", gate.margin),
                 );
             }
             if matches!(gate.action, Action::Block) {
                 return wrong(
-                    format!("gates[{i}].action"),
+                    path("action"),
                     "\"block\" belongs to pre_flight; a live gate does \"rollback\", \"hold\" or \"warn\"",
                 );
             }
-            weight += gate.weight;
+            if gate.shares_budget() {
+                weight += gate.weight;
+            }
         }
         if weight > 1.0 + 1e-9 {
             return wrong(
                 "gates",
-                format!("the weights share one alpha and may sum to at most 1, not {weight}"),
+                format!(
+                    "the weights of gates that roll back share one alpha and may sum to at most 1, not {weight}"
+                ),
             );
         }
         Ok(())
+    }
+
+    /// What is judged beside the gates.
+    fn check_limits(&self) -> Result<(), PlanError> {
+        for (i, threshold) in self.thresholds.iter().enumerate() {
+            let path = |field: &str| format!("thresholds[{i}].{field}");
+            self.check_metric(path("metric"), &threshold.metric)?;
+            threshold.validate().or_else(|bad| match bad {
+                BadGatePlan::Threshold { field, why, .. } => wrong(path(field), why),
+                other => wrong(format!("thresholds[{i}]"), other.to_string()),
+            })?;
+            let same = |t: &LiveThreshold| t.name() == threshold.name();
+            if self.thresholds[..i].iter().any(same) {
+                let problem = format!(
+                    "another threshold is called {:?}: give this one a name of its own",
+                    threshold.name()
+                );
+                let field = if threshold.name.is_some() {
+                    "name"
+                } else {
+                    "metric"
+                };
+                return wrong(path(field), problem);
+            }
+        }
+        for (i, limit) in self.hard_limits.iter().enumerate() {
+            let path = |field: &str| format!("hard_limits[{i}].{field}");
+            self.check_metric(path("metric"), &limit.metric)?;
+            limit.validate().or_else(|bad| match bad {
+                BadGatePlan::HardLimit { field, why, .. } => wrong(path(field), why),
+                other => wrong(format!("hard_limits[{i}]"), other.to_string()),
+            })?;
+            if self.hard_limits[..i]
+                .iter()
+                .any(|l| l.metric == limit.metric)
+            {
+                let problem = format!("{:?} already has a hard limit", limit.metric);
+                return wrong(path("metric"), problem);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_metric(&self, path: String, metric: &str) -> Result<(), PlanError> {
+        if self.metrics.contains_key(metric) {
+            return Ok(());
+        }
+        let known = self.metrics.keys().map(String::as_str).collect::<Vec<_>>();
+        let known = if known.is_empty() {
+            "none".to_owned()
+        } else {
+            known.join(", ")
+        };
+        wrong(
+            path,
+            format!("{metric:?} is not a metric of this plan; [metrics] has: {known}"),
+        )
     }
 
     fn check_watch(&self) -> Result<(), PlanError> {
@@ -592,7 +647,7 @@ impl PlanSpec {
                 "a plan needs at least one stage: [[stages]] with serve and dwell",
             );
         }
-        if self.gates.is_empty() && !self.ungated {
+        if !self.watches() && !self.ungated {
             return wrong(
                 "gates",
                 "nothing would ever send a bad candidate back: add [[gates]], or write ungated = true",
@@ -636,7 +691,9 @@ impl PlanSpec {
     fn check_needs(&self, i: usize, stage: &StageSpec) -> Result<(), PlanError> {
         for (j, metric) in stage.needs.iter().flatten().enumerate() {
             let path = format!("stages[{i}].needs[{j}]");
-            if !self.gates.iter().any(|g| g.metric == *metric) {
+            if !self.gates.iter().any(|g| g.metric == *metric)
+                && !self.thresholds.iter().any(|t| t.metric == *metric)
+            {
                 return wrong(
                     path,
                     format!("{metric:?} has no gate: add one under [[gates]]"),
@@ -652,6 +709,11 @@ impl PlanSpec {
             }
         }
         Ok(())
+    }
+
+    /// Whether anything but alarms, switches and people watches the candidate.
+    pub(super) fn watches(&self) -> bool {
+        !(self.gates.is_empty() && self.thresholds.is_empty() && self.hard_limits.is_empty())
     }
 
     /// Whether this stage's exposure gives the metric anything to count.

@@ -26,9 +26,8 @@ impl Sight {
     /// None in a stage that no gate watches.
     fn of(rollout: &Rollout, stage: usize) -> Option<Self> {
         let gates = rollout.plan().gate_plan(stage)?;
-        let gated = |name: &String| gates.gates.iter().any(|g| g.metric == *name);
         let metrics = rollout.plan().spec().metrics.iter();
-        let metrics = metrics.filter(|(name, _)| gated(name));
+        let metrics = metrics.filter(|(name, _)| gates.watches(name));
         let split = &rollout.state().split;
         Some(Self {
             metrics: metrics.map(|(n, d)| (n.clone(), d.clone())).collect(),
