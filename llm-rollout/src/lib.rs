@@ -5,13 +5,17 @@
 //! or talks to anybody: that is what a controller does, in the order decide, append, apply, carry out, feed back.
 //!
 //! What each input does in each phase: [`phases`]. Plans for the usual strategies: [`presets`]. Many endpoints, one change:
-//! [`waves`]. What happened, for people: [`incident`].
+//! [`waves`]. What happened, for people: [`incident`]. What a plan can and cannot catch: [`forecast`]. Tests of one's own policy, in
+//! virtual time: `policy` (feature `policy-tests`).
 #![deny(missing_docs)]
 
 mod draft;
+pub mod forecast;
 mod ids;
 pub mod incident;
 pub mod plan;
+#[cfg(feature = "policy-tests")]
+pub mod policy;
 pub mod presets;
 pub mod replay;
 mod rollout;

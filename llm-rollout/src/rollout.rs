@@ -485,11 +485,33 @@ impl Rollout {
     /// The step is not later than the last one; nothing has changed.
     pub fn apply(&mut self, step: &Step) -> Result<(), Replay> {
         self.follows(step)?;
-        self.last = Some((step.seq, step.at));
         self.state = step.state.clone();
         if let Input::Judged(look) = &step.input {
             self.judgement = Some(look.judgement.clone());
         }
+        self.fold(step);
+        Ok(())
+    }
+
+    /// The same with a step that nobody keeps.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    #[cfg(feature = "policy-tests")]
+    pub(crate) fn absorb(&mut self, mut step: Step) -> Result<(), Replay> {
+        self.follows(&step)?;
+        self.fold(&step);
+        self.state = step.state;
+        if let Input::Judged(look) = &mut step.input {
+            let look = std::mem::replace(&mut look.judgement, Judgement::ungated(0, 0, 0));
+            self.judgement = Some(look);
+        }
+        Ok(())
+    }
+
+    /// What a step changes besides the state that it carries.
+    fn fold(&mut self, step: &Step) {
+        self.last = Some((step.seq, step.at));
         self.pending
             .retain(|intent| !step.done.contains(&intent.id));
         if step
@@ -501,7 +523,6 @@ impl Rollout {
                 .retain(|intent| !matches!(intent.effect, Effect::Route { .. }));
         }
         self.pending.extend(step.intents.iter().cloned());
-        Ok(())
     }
 
     /// Whether a step may be folded in next.

@@ -717,7 +717,7 @@ impl PlanSpec {
     }
 
     /// Whether this stage's exposure gives the metric anything to count.
-    pub(super) fn feeds(&self, stage: &StageSpec, metric: &str) -> bool {
+    pub(crate) fn feeds(&self, stage: &StageSpec, metric: &str) -> bool {
         let share = match self.metrics.get(metric) {
             Some(def) if def.is_mirrored() => stage.mirror,
             _ => stage.serve,
