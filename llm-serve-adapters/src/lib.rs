@@ -17,6 +17,8 @@ pub mod host;
     feature = "webhook"
 ))]
 mod http_client;
+#[cfg(feature = "import")]
+pub mod import;
 mod incidents;
 pub mod journal;
 #[cfg(feature = "tower")]
