@@ -33,6 +33,7 @@ pub mod shadow;
 #[cfg(feature = "prometheus")]
 pub mod source;
 pub mod store;
+mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod waves;

@@ -11,6 +11,8 @@
 mod cell;
 mod exemplars;
 mod histogram;
+#[cfg(all(test, loom_check))]
+mod interleavings;
 mod labels;
 mod shard;
 mod snapshot;

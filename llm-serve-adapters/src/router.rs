@@ -10,6 +10,8 @@ mod decision;
 #[cfg(all(unix, feature = "haproxy"))]
 mod haproxy;
 mod hash;
+#[cfg(all(test, loom_check))]
+mod interleavings;
 mod key;
 mod policy;
 mod published;
@@ -33,14 +35,15 @@ use self::versions::TooManyVersions;
 use crate::host::{
     Clock, Error, ErrorKind, Result, RouterCapabilities, RouterMemory, Support, TrafficRouter,
 };
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use async_trait::async_trait;
 use llm_rollout::{
     Direction, Fence, Order, Position, RouterClock, RouterId, RouterState, Share, Split, Timestamp,
 };
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// A router in the host's own process.

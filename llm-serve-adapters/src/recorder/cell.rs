@@ -2,9 +2,8 @@
 
 use super::histogram::{self, BUCKETS};
 use crate::router::Decision;
-use std::hint::spin_loop;
+use crate::sync::{AtomicU64, Ordering, fence, sized, spin_loop, yield_now};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 pub(crate) const ASSIGNED: usize = 0;
@@ -14,7 +13,7 @@ pub(crate) const CLASSES: usize = 2;
 pub(crate) const CLASS_COUNT: usize = 10;
 pub(crate) const FLAGS: usize = CLASSES + CLASS_COUNT;
 /// The most flags that a recorder knows.
-pub(crate) const FLAG_COUNT: usize = 16;
+pub(crate) const FLAG_COUNT: usize = sized(16, 1);
 /// Times to the first token.
 pub(crate) const FIRST: usize = FLAGS + FLAG_COUNT;
 /// Times waited in vain for a first token.
@@ -110,7 +109,7 @@ pub(crate) struct Cell {
 /// No decision's subject: its epoch is the last, and its role is not left out.
 const NOTHING: u64 = u64::MAX;
 /// How often a reader tries before it gives up; it lets others run in between.
-const TRIES: usize = 2_000;
+const TRIES: usize = sized(2_000, 2);
 
 impl Cell {
     #[expect(
@@ -121,7 +120,7 @@ impl Cell {
         Self {
             sequence: AtomicU64::new(0),
             subject: AtomicU64::new(NOTHING),
-            words: [const { AtomicU64::new(0) }; WORDS],
+            words: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 
@@ -209,7 +208,7 @@ impl Cell {
                 return Ok(about.map(|about| (about, totals)));
             }
             if attempt % 16 == 15 {
-                std::thread::yield_now();
+                yield_now();
             } else {
                 spin_loop();
             }
@@ -222,7 +221,7 @@ impl Cell {
 mod tests {
     use super::*;
     use crate::router::{Role, VersionSlot};
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     fn about(epoch: u64) -> Decision {
         Decision::new(VersionSlot::new(3), Role::Control, epoch, true)

@@ -3,20 +3,21 @@
 use super::cell::{Cell, Interrupted, Totals};
 use super::waiting::Waiting;
 use crate::router::{Decision, Grow, Role, Slice, VersionSlot};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, OnceLock, Ordering, fence, sized, yield_now};
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::atomic::AtomicU64 as StdAtomicU64;
+use std::sync::{Arc, Mutex as StdMutex, OnceLock as StdOnceLock, PoisonError, Weak};
 
 /// How many epochs a thread keeps: what ends later than that is counted as late.
-const EPOCHS: usize = 4;
+const EPOCHS: usize = sized(4, 2);
 /// See [`Decision::kind`].
-const KINDS: usize = 23;
+const KINDS: usize = sized(23, 2);
 /// How often a reader tries before it gives up; it lets others run in between.
-const TRIES: usize = 2_000;
+const TRIES: usize = sized(2_000, 2);
 /// Versions whose load is found without a search: most processes never serve more.
-const FEW: usize = 8;
+const FEW: usize = sized(8, 2);
 
 /// The place of a decision's epoch among the last few.
 #[inline]
@@ -86,7 +87,7 @@ impl Shard {
             waiting: Arc::clone(&registry.waiting),
             flags: Arc::clone(&registry.flags),
             home: number.wrapping_mul(64),
-            cells: [const { [const { OnceLock::new() }; KINDS] }; EPOCHS],
+            cells: std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new())),
             folds: AtomicU64::new(0),
             load: Default::default(),
             more: Grow::new(Load::default()),
@@ -179,7 +180,7 @@ impl Shard {
             if before.is_multiple_of(2) && self.folds.load(Ordering::Relaxed) == before {
                 return Ok((begun, ended, exposed));
             }
-            std::thread::yield_now();
+            yield_now();
         }
         Err(Interrupted)
     }
@@ -258,14 +259,14 @@ pub(crate) struct Registry {
 struct Shards {
     live: Vec<Arc<Shard>>,
     /// What ended threads have left.
-    retired: OnceLock<Arc<Shard>>,
+    retired: StdOnceLock<Arc<Shard>>,
     next: usize,
 }
 
-static RECORDERS: AtomicU64 = AtomicU64::new(0);
+static RECORDERS: StdAtomicU64 = StdAtomicU64::new(0);
 /// Every recorder of this process, for threads that meet one for the first time; those that are gone are dropped when
 /// another is made.
-static KNOWN: Mutex<Vec<(u64, Weak<Registry>)>> = Mutex::new(Vec::new());
+static KNOWN: StdMutex<Vec<(u64, Weak<Registry>)>> = StdMutex::new(Vec::new());
 
 fn known(recorder: u64) -> Option<Arc<Registry>> {
     let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -276,8 +277,14 @@ fn known(recorder: u64) -> Option<Arc<Registry>> {
         .upgrade()
 }
 
+#[cfg(not(loom_check))]
 thread_local! {
-    static OWN: Own = const { Own { first: [const { OnceCell::new() }; FIRST], more: RefCell::new(Vec::new()) } };
+    static OWN: Own = const { Own::new() };
+}
+
+#[cfg(loom_check)]
+loom::thread_local! {
+    static OWN: Own = Own::new();
 }
 
 /// Shards that a thread finds without a borrow to note.
@@ -291,6 +298,13 @@ struct Own {
 }
 
 impl Own {
+    const fn new() -> Self {
+        Self {
+            first: [const { OnceCell::new() }; FIRST],
+            more: RefCell::new(Vec::new()),
+        }
+    }
+
     /// The shard of a recorder, if it is one of the first.
     #[inline(always)]
     #[expect(
@@ -378,7 +392,7 @@ impl Registry {
             own: Weak::clone(own),
             shards: Mutex::new(Shards {
                 live: Vec::new(),
-                retired: OnceLock::new(),
+                retired: StdOnceLock::new(),
                 next: 1,
             }),
         });

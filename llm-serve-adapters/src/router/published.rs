@@ -8,9 +8,8 @@ use super::decision::{Decision, Reason, Role, Slice};
 use super::hash;
 use super::key::{Key, Pin};
 use super::versions::VersionSlot;
+use crate::sync::{AtomicU64, Ordering, fence, sized, spin_loop};
 use llm_rollout::{Split, Timestamp};
-use std::hint::spin_loop;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// The split in force, as request threads need it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +120,7 @@ pub(crate) fn role(place: u64, candidate_below: u64, control_from: u64) -> Role 
 }
 
 /// How often a reader tries before it falls back to the baseline: a few hundred nanoseconds.
-const TRIES: usize = 64;
+const TRIES: usize = sized(64, 2);
 
 /// One writer at a time (the caller sees to that), any number of readers. A reader never waits for the writer.
 #[repr(align(128))]
@@ -402,7 +401,7 @@ impl Published {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     fn secret() -> Secret {
         Secret::new([7; 16])
