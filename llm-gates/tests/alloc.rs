@@ -15,8 +15,8 @@ use llm_gates::anytime::{
 use llm_gates::drift::{CategoryDrift, Cusum, EmbeddingDrift, RandomFeatures};
 use llm_gates::quality::{Comparisons, Flips};
 use llm_gates::{
-    Action, Counts, Evidence, Exposed, GatePlan, Grid, Increment, LiveGate, Moments, PassWhen,
-    RateRatio, Sketch, Window,
+    Action, Counts, Evidence, Exposed, GatePlan, Grid, HardLimit, Increment, LiveGate,
+    LiveThreshold, Moments, PassWhen, RateRatio, Sketch, Sustained, Threshold, Window,
 };
 
 /// Allocations of `looks` calls after a few that warm up, and nanoseconds of the quickest of twenty rounds.
@@ -176,19 +176,36 @@ fn looks_do_not_allocate() {
     assert!(auto.log_e().is_finite() && shift.log_e().is_finite());
 }
 
-/// Ten gates of seven kinds.
+/// Ten gates of seven kinds, one of them in a dry run, with thresholds and a hard limit beside them.
 fn plan() -> GatePlan {
     let names = [
         "error", "refusal", "timeout", "crash", "score", "judge", "flips", "ttft", "tokens",
         "intent",
     ];
+    let gate = |name: &str| LiveGate {
+        dry_run: name == "refusal",
+        ..LiveGate::new(name, 0.1, 0.0, Action::Rollback)
+    };
+    let threshold = |name: &str, sustained| LiveThreshold {
+        sustained,
+        ..LiveThreshold::new(name, Threshold::BaselinePlus(1.0))
+    };
     GatePlan {
         pause_alpha: Some(0.25),
+        thresholds: vec![
+            threshold("ttft", Sustained::Consecutive(3)),
+            threshold(
+                "error",
+                Sustained::OfLast {
+                    breaches: 3,
+                    windows: 5,
+                },
+            ),
+        ],
+        hard_limits: vec![HardLimit::new("error")],
         ..GatePlan::new(
             0.05,
-            names
-                .map(|n| LiveGate::new(n, 0.1, 0.0, Action::Rollback))
-                .into(),
+            names.map(gate).into(),
             PassWhen::NoEvidenceOfHarm { min_samples: 1 },
         )
     }
@@ -289,6 +306,16 @@ fn a_look_over_ten_gates_allocates_nothing() {
     println!("a look over ten gates: {nanoseconds:.0} ns");
     assert_eq!(allocations, 0);
     (window.from, window.to) = (window.to, window.to + 1);
-    let judgement = evidence.observe(&plan, &window).unwrap();
-    assert_eq!(judgement.gates.len(), 10);
+    let judged = allocation_counter::measure(|| {
+        assert!(evidence.judge(&plan).log_evidence.is_finite());
+    });
+    assert_eq!(judged.count_total, 0);
+    let mut gates = 0;
+    let asked = allocation_counter::measure(|| {
+        let judgement = evidence.observe(&plan, &window).unwrap();
+        assert_eq!(judgement, evidence.report(&plan));
+        gates = judgement.gates.len() + judgement.thresholds.len() + judgement.hard_limits.len();
+    });
+    assert_eq!(gates, 13);
+    assert!(asked.count_total > 0, "the counter counts");
 }

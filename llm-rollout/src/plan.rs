@@ -3,6 +3,7 @@
 //! A [`Plan`] that exists is valid: [`Plan::from_toml`], [`Plan::from_json`] and `Plan::try_from(spec)` are the ways in.
 
 mod error;
+mod place;
 mod spec;
 
 pub use error::PlanError;
@@ -57,10 +58,10 @@ impl Plan {
     /// Reads a plan from JSON.
     ///
     /// # Errors
-    /// Names the line and column of what cannot be read, or the path of what makes no sense.
+    /// Names the line and column, what is wrong there, and what to write instead.
     pub fn from_json(text: &str) -> Result<Self, PlanError> {
-        let spec: PlanSpec = serde_json::from_str(text).map_err(|e| PlanError::json(&e))?;
-        Self::try_from(spec)
+        let spec: PlanSpec = serde_json::from_str(text).map_err(|e| PlanError::json(text, &e))?;
+        Self::try_from(spec).map_err(|e| e.located(text))
     }
 
     /// The plan as written.
@@ -237,7 +238,10 @@ dwell = "1h"
         let message = Plan::from_json(&json.replacen("\"serve\": 25.0", "\"serve\": 0.5", 1))
             .unwrap_err()
             .to_string();
-        assert!(message.contains("stages[1].serve"), "{message}");
+        assert!(
+            message.contains("stages[1].serve") && message.contains("| \"serve\": 0.5"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -1,119 +1,151 @@
 //! Where a plan is wrong, what is wrong there, and what to write instead.
 
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use super::place::{Place, meant};
+use std::fmt;
 
-/// Why a plan was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}{problem}", self.place())]
-pub struct PlanError {
+/// Why a plan was refused. Its text names the line and quotes it, where the plan was read from a text.
+///
+/// ```
+/// let error = llm_rollout::Plan::from_toml("alpha = 0.05\nstagse = []").unwrap_err();
+/// assert_eq!(error.position(), Some((2, 1)));
+/// let shown = error.in_file("canary.toml").to_string();
+/// assert!(shown.starts_with("canary.toml: line 2, column 1: unknown field `stagse`"));
+/// assert!(shown.ends_with("
+///    |
+///  2 | stagse = []
+///    | ^^^^^^
+///    = help: did you mean `stages`?"));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanError(Box<Inner>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Inner {
+    file: Option<String>,
     /// `stages[1].serve`, where the text can be read but makes no sense.
     path: Option<String>,
-    /// Line and column from 1, where the text is at hand.
-    at: Option<(usize, usize)>,
+    /// Where the text is at hand.
+    at: Option<Place>,
     problem: String,
+    help: Option<String>,
 }
+
+impl std::error::Error for PlanError {}
 
 impl PlanError {
     pub(crate) fn new(path: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self {
-            path: Some(path.into()),
-            at: None,
-            problem: problem.into(),
-        }
+        Self::made(Some(path.into()), None, problem.into())
+    }
+
+    fn made(path: Option<String>, at: Option<Place>, problem: String) -> Self {
+        Self(Box::new(Inner {
+            file: None,
+            path,
+            at,
+            help: None,
+            problem,
+        }))
     }
 
     pub(super) fn toml(text: &str, error: &toml::de::Error) -> Self {
-        let at = error.span().map(|span| position(text, span.start));
-        Self {
-            path: None,
-            at,
-            problem: error.message().to_owned(),
-        }
+        let at = error.span().map(|span| Place::of(text, &span));
+        Self::made(None, at, error.message().to_owned()).suggesting()
     }
 
-    pub(super) fn json(error: &serde_json::Error) -> Self {
+    pub(super) fn json(text: &str, error: &serde_json::Error) -> Self {
         // serde_json ends its message with the position, which is said in front here.
         let message = error.to_string();
         let problem = message
             .rsplit_once(" at line ")
             .map_or(message.as_str(), |(what, _)| what)
             .to_owned();
-        Self {
-            path: None,
-            at: Some((error.line(), error.column())),
-            problem,
-        }
+        let at = Place::at(text, error.line(), error.column());
+        Self::made(None, Some(at), problem).suggesting()
     }
 
-    /// Adds the position of the path in the TOML text that it came from.
+    /// Looks for the name that was meant where serde says which are known: "unknown field `dwel`, expected one of `serve`, `dwell`".
+    fn suggesting(mut self) -> Self {
+        let problem = &self.0.problem;
+        if problem.starts_with("unknown ") {
+            let mut names = problem.split('`').skip(1).step_by(2);
+            let written = names.next().unwrap_or_default();
+            self.0.help = meant(written, names).map(|name| format!("did you mean `{name}`?"));
+        }
+        self
+    }
+
+    /// Says which of the known names was probably meant.
+    pub(super) fn meaning<'a>(
+        mut self,
+        written: &str,
+        known: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        self.0.help = meant(written, known).map(|name| format!("did you mean {name:?}?"));
+        self
+    }
+
+    /// Adds the position of the path in the text that it came from.
     pub(super) fn located(mut self, text: &str) -> Self {
-        self.at = self
-            .path
-            .as_deref()
-            .and_then(|path| find(text, path))
-            .map(|offset| position(text, offset));
+        let path = self.0.path.as_deref();
+        self.0.at = path.and_then(|path| Place::find(text, path));
+        self
+    }
+
+    /// With the name of the file that the text was read from.
+    #[must_use]
+    pub fn in_file(mut self, name: impl Into<String>) -> Self {
+        self.0.file = Some(name.into());
         self
     }
 
     /// The path of the value, such as `stages[1].serve`, where the text could be read.
     pub fn path(&self) -> Option<&str> {
-        self.path.as_deref()
+        self.0.path.as_deref()
     }
 
     /// Line and column, from 1, where known.
     pub fn position(&self) -> Option<(usize, usize)> {
-        self.at
+        self.0.at.as_ref().map(|at| (at.line, at.column))
     }
 
-    fn place(&self) -> String {
-        let at = self
-            .at
-            .map(|(line, column)| format!("line {line}, column {column}: "))
-            .unwrap_or_default();
-        let path = self
-            .path
-            .as_deref()
-            .map(|path| format!("{path}: "))
-            .unwrap_or_default();
-        at + &path
+    /// What is wrong, without the place.
+    pub fn problem(&self) -> &str {
+        &self.0.problem
     }
 }
 
-/// The byte offset of a path such as `stages[1].serve` in a TOML text, or of its nearest ancestor that is there.
-fn find(text: &str, path: &str) -> Option<usize> {
-    let table = DeTable::parse(text).ok()?;
-    let mut offset = None;
-    let mut here: Option<&Spanned<DeValue<'_>>> = None;
-    for part in path.split(['.', '[']) {
-        let next = if let Some(index) = part.strip_suffix(']') {
-            here.and_then(|value| {
-                value
-                    .get_ref()
-                    .as_array()?
-                    .get(index.parse::<usize>().ok()?)
-            })
-        } else {
-            let table = match here {
-                None => Some(table.get_ref()),
-                Some(value) => value.get_ref().as_table(),
-            };
-            table.and_then(|table| table.get(part))
-        };
-        let Some(next) = next else { break };
-        offset = Some(next.span().start);
-        here = Some(next);
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner {
+            file,
+            path,
+            at,
+            problem,
+            help,
+        } = &*self.0;
+        if let Some(file) = file {
+            write!(f, "{file}: ")?;
+        }
+        if let Some(at) = at {
+            write!(f, "line {}, column {}: ", at.line, at.column)?;
+        }
+        if let Some(path) = path {
+            write!(f, "{path}: ")?;
+        }
+        f.write_str(problem)?;
+        match (at, help) {
+            (Some(at), help) => {
+                at.quote(f)?;
+                match help {
+                    Some(help) => {
+                        let margin = at.line.to_string().len();
+                        write!(f, "\n {:margin$} = help: {help}", "")
+                    }
+                    None => Ok(()),
+                }
+            }
+            (None, Some(help)) => write!(f, "; {help}"),
+            (None, None) => Ok(()),
+        }
     }
-    offset
-}
-
-fn position(text: &str, offset: usize) -> (usize, usize) {
-    let before = text.get(..offset).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before
-        .rsplit('\n')
-        .next()
-        .map_or(0, |last| last.chars().count())
-        + 1;
-    (line, column)
 }

@@ -606,16 +606,14 @@ impl PlanSpec {
         if self.metrics.contains_key(metric) {
             return Ok(());
         }
-        let known = self.metrics.keys().map(String::as_str).collect::<Vec<_>>();
-        let known = if known.is_empty() {
+        let known = self.metrics.keys().map(String::as_str);
+        let list = if self.metrics.is_empty() {
             "none".to_owned()
         } else {
-            known.join(", ")
+            known.clone().collect::<Vec<_>>().join(", ")
         };
-        wrong(
-            path,
-            format!("{metric:?} is not a metric of this plan; [metrics] has: {known}"),
-        )
+        let problem = format!("{metric:?} is not a metric of this plan; [metrics] has: {list}");
+        Err(PlanError::new(path, problem).meaning(metric, known))
     }
 
     fn check_watch(&self) -> Result<(), PlanError> {
