@@ -3,6 +3,7 @@
 //! A [`Plan`] that exists is valid: [`Plan::from_toml`], [`Plan::from_json`] and `Plan::try_from(spec)` are the ways in.
 
 mod error;
+pub mod lint;
 mod place;
 mod spec;
 
@@ -81,7 +82,8 @@ impl Plan {
         let min_samples = stage.min_samples;
         let fed = |metric: &str| self.0.feeds(stage, metric);
         let gates = self.0.gates.iter().filter(|g| fed(&g.metric));
-        let thresholds = self.0.thresholds.iter().filter(|t| fed(&t.metric));
+        let thresholds = self.0.thresholds.iter();
+        let thresholds = thresholds.filter(|t| self.0.judges(stage, t));
         let hard_limits = self.0.hard_limits.iter().filter(|l| fed(&l.metric));
         let pass = match self.0.pass {
             PassSpec::NoEvidenceOfHarm => PassWhen::NoEvidenceOfHarm { min_samples },
@@ -239,7 +241,7 @@ dwell = "1h"
             .unwrap_err()
             .to_string();
         assert!(
-            message.contains("stages[1].serve") && message.contains("| \"serve\": 0.5"),
+            message.contains("stages[1].serve") && message.contains("\"serve\": 0.5"),
             "{message}"
         );
     }

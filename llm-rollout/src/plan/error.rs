@@ -59,7 +59,15 @@ impl PlanError {
             .rsplit_once(" at line ")
             .map_or(message.as_str(), |(what, _)| what)
             .to_owned();
-        let at = Place::at(text, error.line(), error.column());
+        let mut at = Place::at(text, error.line(), error.column());
+        // What is unknown has been read to its end by then.
+        if let Some(name) = problem
+            .strip_prefix("unknown ")
+            .and_then(|p| p.split('`').nth(1))
+        {
+            at = Place::before(text, error.line(), error.column(), &format!("{name:?}"))
+                .unwrap_or(at);
+        }
         Self::made(None, Some(at), problem).suggesting()
     }
 

@@ -54,15 +54,17 @@ impl Place {
         }
     }
 
-    /// The place of a line and a column, both from 1.
+    /// The place of a line and a column of bytes, both from 1.
     pub(super) fn at(text: &str, line: usize, column: usize) -> Self {
-        let begin = text
-            .split_inclusive('\n')
-            .take(line.saturating_sub(1))
-            .map(str::len)
-            .sum::<usize>();
-        let at = begin + column.saturating_sub(1);
+        let at = offset(text, line, column);
         Self::of(text, &(at..at + 1))
+    }
+
+    /// The place of the last such words before a line and a column.
+    pub(super) fn before(text: &str, line: usize, column: usize, words: &str) -> Option<Self> {
+        let read = text.get(..(offset(text, line, column) + 1).min(text.len()))?;
+        let at = read.rfind(words)?;
+        Some(Self::of(text, &(at..at + words.len())))
     }
 
     /// The place of a path such as `stages[1].serve`, or of its nearest ancestor that is there; TOML, or JSON where the text begins with a brace.
@@ -88,6 +90,12 @@ impl Place {
             "", ""
         )
     }
+}
+
+/// The byte at a line and a column of bytes, both from 1.
+fn offset(text: &str, line: usize, column: usize) -> usize {
+    let lines = text.split_inclusive('\n').take(line.saturating_sub(1));
+    lines.map(str::len).sum::<usize>() + column.saturating_sub(1)
 }
 
 /// `stages`, `1`, `serve`: a list's index as it stands in the path.
@@ -278,7 +286,7 @@ mod tests {
         for (path, in_toml, in_json) in [
             ("alpha", (1, 9, "0.05"), (2, 11, "0.05")),
             ("stages[1].serve", (7, 9, "22.5"), (4, 13, "22.5")),
-            ("metrics.a.flag", (3, 14, "\"x\""), (2, 45, "\"\\\"}x\"")),
+            ("metrics.a.flag", (3, 14, "\"x\""), (2, 43, "\"\\\"}x\"")),
         ] {
             let own = |(l, c, m): (usize, usize, &str)| (l, c, m.to_owned());
             assert_eq!(found(toml, path), own(in_toml), "{path} in TOML");

@@ -3,7 +3,9 @@
 use super::PlanError;
 use crate::Share;
 use crate::time::words;
-use llm_gates::{Action, BadGatePlan, ColdStart, GateTable, HardLimit, LiveGate, LiveThreshold};
+use llm_gates::{
+    Action, BadGatePlan, ColdStart, GateTable, HardLimit, LiveGate, LiveThreshold, Threshold,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -707,6 +709,14 @@ impl PlanSpec {
             }
         }
         Ok(())
+    }
+
+    /// Whether this stage's exposure lets the threshold be judged: a relative one needs a baseline beside the candidate.
+    pub(super) fn judges(&self, stage: &StageSpec, threshold: &LiveThreshold) -> bool {
+        let def = self.metrics.get(&threshold.metric);
+        let beside = stage.serve.0 < Share::ALL || def.is_some_and(MetricDef::is_mirrored);
+        let absolute = matches!(threshold.worse_than, Threshold::Absolute(_));
+        self.feeds(stage, &threshold.metric) && (absolute || beside)
     }
 
     /// Whether anything but alarms, switches and people watches the candidate.
