@@ -1,13 +1,13 @@
 //! Before a rollout: what it can detect, how soon, and at what price in harmed requests.
 
-mod passage;
 mod no_harm;
+mod passage;
 mod users;
 
 use serde::{Deserialize, Serialize};
 
-pub use passage::Passage;
 pub use no_harm::no_harm_needed;
+pub use passage::Passage;
 pub use users::{UserSpread, design_effect};
 
 use crate::fixed::{self, BadSample, open_unit, parameter};

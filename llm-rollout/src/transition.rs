@@ -530,17 +530,26 @@ fn judged<'a>(
     }
     draft.state.heard = now;
     for failed in failures(spec, judgement) {
-        let Failed { name, what, by, .. } = &failed;
-        match failed.action {
-            Action::Rollback if !failed.dry_run => {}
-            Action::Hold if !failed.dry_run => {
-                if !state.holds.contains_key(name) && !state.waived.contains(name) {
-                    draft.page(format!("held: {what}"));
-                    draft.hold(name, by, what);
-                }
+        let Failed {
+            name,
+            what,
+            by,
+            action,
+            dry_run,
+        } = &failed;
+        let known = state.holds.contains_key(name)
+            || state.waived.contains(name)
+            || state.warned.contains(name);
+        match action {
+            _ if known => {}
+            Action::Hold if !dry_run => {
+                draft.page(format!("held: {what}"));
+                draft.hold(name, by, what);
             }
-            action if !state.warned.contains(name) => {
-                let text = if failed.dry_run {
+            // It has gone back already, or waits for the baseline.
+            Action::Rollback if !dry_run => {}
+            action => {
+                let text = if *dry_run {
                     format!("dry run: would {action}: {what}")
                 } else {
                     format!("warning: {what}")
@@ -548,7 +557,6 @@ fn judged<'a>(
                 draft.notify(false, text);
                 draft.state.warned.insert(name.clone());
             }
-            _ => {}
         }
     }
     if let Phase::Held { .. } = draft.state.phase {

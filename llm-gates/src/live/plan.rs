@@ -139,10 +139,6 @@ pub enum ColdStart {
 
 impl ColdStart {
     /// Whether it is the usual one.
-    #[expect(
-        clippy::trivially_copy_pass_by_ref,
-        reason = "the signature that serde asks for"
-    )]
     pub const fn is_quick(&self) -> bool {
         matches!(self, Self::Quick)
     }

@@ -63,7 +63,7 @@ fn by_the_book(sustained: Sustained, looks: &[Option<bool>]) -> Option<usize> {
         let judged: Vec<bool> = looks[..=*at].iter().flatten().copied().collect();
         let of = |windows: usize| {
             let from = judged.len().saturating_sub(windows);
-            judged[from..].iter().filter(|b| **b).count() as u32
+            u32::try_from(judged[from..].iter().filter(|b| **b).count()).unwrap()
         };
         match sustained {
             Sustained::Total(n) => of(usize::MAX) >= n,

@@ -36,6 +36,7 @@ pub fn no_harm_needed(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numbers::whole;
     use crate::{Counts, Grid, RateRatio};
 
     /// Against the mean increment of the test itself, at the counts that an equal candidate has on average.
@@ -46,7 +47,7 @@ mod tests {
             let mut test = RateRatio::new(1.0 / (1.0 + margin), Grid::Rr7).unwrap();
             // In counts of a thousand candidate requests, so that rounding does not matter.
             let (c, b) = (1_000.0, 1_000.0 * (1.0 - share) / share);
-            let counts = |n: f64| Counts::new(n as u64, (p * n) as u64);
+            let counts = |n: f64| Counts::new(whole(n), whole(p * n));
             let mut looks = 0.0;
             while test.log_e() < 1.5 - 0.05f64.ln() - 1.5 {
                 test.observe(counts(b), counts(c));

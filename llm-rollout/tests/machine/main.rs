@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod life;
+mod limits;
 mod lives;
 mod recovery;
 mod stages;

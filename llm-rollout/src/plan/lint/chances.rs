@@ -94,8 +94,8 @@ mod tests {
             } => (0..windows).any(|at| (bits >> at & ((1 << of) - 1)).count_ones() >= breaches),
         };
         let weigh = |bits: u32| {
-            let k = bits.count_ones() as i32;
-            q.powi(k) * (1.0 - q).powi(windows as i32 - k)
+            let k = f64::from(bits.count_ones());
+            q.powf(k) * (1.0 - q).powf(f64::from(windows) - k)
         };
         (0..1_u32 << windows).filter(|b| fails(*b)).map(weigh).sum()
     }

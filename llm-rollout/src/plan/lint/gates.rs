@@ -1,6 +1,6 @@
 //! What gates watch, and what the error budget is spent on.
 
-use super::view::{MIXTURE, View, count, percent};
+use super::view::{MIXTURE, View, count, needed, percent};
 use super::{Findings, Severity};
 use crate::Response;
 use llm_gates::{Action, ColdStart, LiveGate};
@@ -44,7 +44,7 @@ fn check_metrics(view: &View<'_>, findings: &mut Findings) {
             );
         }
     }
-    for (name, _) in &view.traffic.metrics {
+    for name in view.traffic.metrics.keys() {
         if !spec.metrics.contains_key(name) {
             findings.add(
                 Severity::Warning,
@@ -223,9 +223,9 @@ fn check_gate(view: &View<'_>, i: usize, gate: &LiveGate, findings: &mut Finding
     let samples = view
         .stages()
         .map(|(_, s)| view.samples(s, &gate.metric, s.dwell));
-    let needed = view
+    let least = view
         .stages()
-        .filter_map(|(_, s)| view.needed(&view.detection(s, gate)?))
+        .filter_map(|(_, s)| needed(&view.detection(s, gate)?))
         .min_by(f64::total_cmp);
     findings.add(
         Severity::Error,
@@ -236,7 +236,7 @@ fn check_gate(view: &View<'_>, i: usize, gate: &LiveGate, findings: &mut Finding
             expected.effect,
             percent(found),
             count(samples.sum()),
-            needed.map_or_else(|| "more".to_owned(), count)
+            least.map_or_else(|| "more".to_owned(), count)
         ),
         "longer stages, larger shares, a metric that is measured on more requests, or a larger effect to be found",
     );

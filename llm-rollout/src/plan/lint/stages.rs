@@ -1,6 +1,6 @@
 //! What each stage can see, and whether it can be passed.
 
-use super::view::{MIXTURE, POWER, View, count, part, percent, time, words};
+use super::view::{MIXTURE, POWER, View, count, needed, part, percent, time, words};
 use super::{Findings, Severity};
 use crate::plan::PassSpec;
 use crate::{Share, StageSpec};
@@ -35,8 +35,7 @@ fn check_power(view: &View<'_>, i: usize, stage: &StageSpec, findings: &mut Find
     let Some((found, gate, detection)) = weakest.filter(|(found, ..)| *found < POWER) else {
         return;
     };
-    let (Some(expected), Some(needed)) = (view.expected(&gate.metric), view.needed(&detection))
-    else {
+    let (Some(expected), Some(wanted)) = (view.expected(&gate.metric), needed(&detection)) else {
         return;
     };
     let n = view.samples(stage, &gate.metric, stage.dwell);
@@ -51,12 +50,12 @@ fn check_power(view: &View<'_>, i: usize, stage: &StageSpec, findings: &mut Find
             percent(found),
             count(n),
             words(stage.dwell),
-            count(needed),
+            count(wanted),
             percent(POWER)
         ),
         format!(
             "stay for {}, or serve more",
-            time(needed / view.per_second(stage, &gate.metric))
+            time(wanted / view.per_second(stage, &gate.metric))
         ),
     );
 }

@@ -123,27 +123,6 @@ impl<'a> View<'a> {
         compared && self.found_by(self.spec.stages.len() - 1, gate) < 0.5
     }
 
-    /// Candidate samples with which this stage alone finds the effect with the usual power.
-    pub(super) fn needed(&self, detection: &Detection) -> Option<f64> {
-        let mut high = detection.expected_requests().max(1.0);
-        for _ in 0..40 {
-            if detection.probability_by(high) >= POWER {
-                break;
-            }
-            high *= 2.0;
-        }
-        let mut low = 0.0;
-        for _ in 0..60 {
-            let middle = 0.5 * (low + high);
-            if detection.probability_by(middle) >= POWER {
-                high = middle;
-            } else {
-                low = middle;
-            }
-        }
-        high.is_finite().then_some(high)
-    }
-
     /// Whether the stage waits for the metric.
     pub(super) fn waits_for(&self, stage: &StageSpec, metric: &str) -> bool {
         match &stage.needs {
@@ -151,6 +130,27 @@ impl<'a> View<'a> {
             None => self.spec.feeds(stage, metric),
         }
     }
+}
+
+/// Candidate samples with which this stage alone finds the effect with the usual power.
+pub(super) fn needed(detection: &Detection) -> Option<f64> {
+    let mut high = detection.expected_requests().max(1.0);
+    for _ in 0..40 {
+        if detection.probability_by(high) >= POWER {
+            break;
+        }
+        high *= 2.0;
+    }
+    let mut low = 0.0;
+    for _ in 0..60 {
+        let middle = 0.5 * (low + high);
+        if detection.probability_by(middle) >= POWER {
+            high = middle;
+        } else {
+            low = middle;
+        }
+    }
+    high.is_finite().then_some(high)
 }
 
 /// A share as a fraction.
