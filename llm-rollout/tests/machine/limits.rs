@@ -86,8 +86,10 @@ impl Watched {
 fn a_hard_limit_goes_back_before_statistics_could() {
     let limit = "[[hard_limits]]\nmetric = \"slow\"\nmin_samples = 10\n";
     let mut watched = Watched::by(limit);
+    let name = "demo".to_owned();
+    watched.life.operator(Verb::Hold { name }).unwrap();
     watched.minute(9, 0, 9);
-    assert_eq!(watched.phase(), Phase::Soaking { stage: 0 });
+    assert_eq!(watched.phase(), Phase::Held { stage: 0 }, "too few to say");
     watched.minute(1, 0, 0);
     assert_eq!(
         watched.cause(),
