@@ -232,7 +232,7 @@ impl<'a> Draft<'a> {
                 .split
                 .ramp_to(self.rollout.id(), (split.share, split.control), self.now);
         if split.share == Share::NONE {
-            let later = spec.stages.iter().skip(stage + 1);
+            let later = spec.stages.iter().skip(stage);
             split.ahead = Split::ahead_of(later.map(|s| s.serve.0));
         }
         self.state.split = split;

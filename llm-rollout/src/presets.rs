@@ -209,15 +209,15 @@ pub fn exponential(first: f64, factor: f64, last: f64) -> Result<Vec<Share>, Pla
         ));
     }
     let mut list = Vec::new();
-    let mut percent = first.percent();
-    while percent < last.percent() {
-        // To whole basis points, so that every share can be served.
-        list.push(share("first", (percent * 100.0).round() / 100.0)?);
+    let (mut percent, mut next) = (first.percent(), first);
+    while next < last {
+        list.push(next);
         percent *= factor;
+        // To whole basis points, so that every share can be served.
+        next = Share::from_percent((percent * 100.0).round() / 100.0).unwrap_or(last);
     }
     list.dedup();
     list.push(last);
-    list.dedup();
     Ok(list)
 }
 

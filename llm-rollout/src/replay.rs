@@ -7,10 +7,11 @@
 
 use crate::{
     Cause, Effect, Input, Intent, IntentId, Look, Observed, Outcome, Phase, Plan, Position,
-    Recovery, Rollout, Seq, Share, Step, Timestamp,
+    Rollout, Seq, Share, Step, Timestamp,
 };
 use llm_gates::{Counts, Evidence, GateTable, Increment, Judgement, Window};
 use llm_version_core::VersionId;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How a rollout went, in short.
@@ -87,8 +88,7 @@ pub fn redecide(submitted: &Rollout, steps: &[Step], plan: &Plan) -> Redecided {
 }
 
 fn recorded_is_going(step: &Step) -> bool {
-    step.state.cause.is_none()
-        && matches!(step.state.phase, Phase::Soaking { .. } | Phase::Held { .. })
+    matches!(step.state.phase, Phase::Soaking { .. } | Phase::Held { .. })
 }
 
 impl Fate {
@@ -202,8 +202,8 @@ impl<'a> Run<'a> {
             let open = pending.find_map(|intent| answerable(intent, candidate));
             let acted = match open {
                 Some(input) => self.give(at, input),
-                None if self.waits() => self.confirm(at),
-                None => false,
+                // Which says something only to who waits for it.
+                None => self.confirm(at),
             };
             if !acted {
                 return;
@@ -211,27 +211,24 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn waits(&self) -> bool {
-        let phase = self.rollout.phase();
-        let part = Recovery::Redirecting;
-        matches!(phase, Phase::Shifting { .. } | Phase::Promoting)
-            || phase == Phase::RollingBack { part }
-            || (phase.is_end() && !self.rollout.is_settled())
-    }
-
+    /// The routers as they stand to the new rollout: as told, behind what they were told, or ahead of it.
     fn routers(&self, like: &Observed, of: &Rollout) -> Option<Observed> {
         let (seq, _) = self.rollout.state().routed?;
         let (was, _) = of.state().routed?;
         let state = self.rollout.state();
         let routers = like.iter().map(|(id, router)| {
             let router = router.map(|router| {
-                let as_told = router.at.seq == was && router.split == of.state().split;
                 let mut now = router.clone();
-                now.at = Position {
-                    fence: router.fence,
-                    seq,
+                let fence = router.fence;
+                now.at = match router.at.seq.cmp(&was) {
+                    Ordering::Less => Position::default(),
+                    Ordering::Equal => Position { fence, seq },
+                    Ordering::Greater => Position {
+                        fence,
+                        seq: Seq::new(u64::MAX),
+                    },
                 };
-                if as_told || router.lapsed || router.at.seq < was {
+                if router.split == of.state().split {
                     now.split = state.split.clone();
                 }
                 now

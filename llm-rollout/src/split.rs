@@ -301,6 +301,49 @@ mod tests {
     }
 
     #[test]
+    fn only_a_router_that_is_exactly_as_told_confirms() {
+        let version = VersionId::new(
+            Name::new("chat").unwrap(),
+            Version::new(1, 0, 0),
+            Digest::of(b"1"),
+        );
+        let at = Position {
+            fence: Fence::new(2),
+            seq: Seq::new(5),
+        };
+        let told = RouterState {
+            fence: at.fence,
+            at,
+            split: Split::steady(None, version, Epoch::new(3)),
+            lapsed: false,
+            mark: None,
+            latch: None,
+            clock: RouterClock::default(),
+        };
+        let split = told.split.clone();
+        let confirmed = |router: Option<RouterState>| {
+            let good = (RouterId::new("a").unwrap(), Some(told.clone()));
+            let other = (RouterId::new("b").unwrap(), router);
+            Observed::new([good, other]).confirms(at, &split)
+        };
+        assert!(confirmed(Some(told.clone())));
+        assert!(!confirmed(None));
+        assert!(!Observed::default().confirms(at, &split));
+        let changes: [fn(&mut RouterState); 5] = [
+            |r| r.fence = Fence::new(3),
+            |r| r.at.fence = Fence::new(1),
+            |r| r.at.seq = Seq::new(4),
+            |r| r.split.epoch = Epoch::new(4),
+            |r| r.lapsed = true,
+        ];
+        for (i, change) in changes.into_iter().enumerate() {
+            let mut router = told.clone();
+            change(&mut router);
+            assert!(!confirmed(Some(router)), "change {i}");
+        }
+    }
+
+    #[test]
     fn what_is_ahead_rises_and_is_bounded() {
         let later = [0, 500, 100, 500, 10_000].map(share);
         assert_eq!(Split::ahead_of(later), [100, 500, 10_000].map(share));

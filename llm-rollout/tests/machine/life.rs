@@ -209,6 +209,14 @@ impl Life {
         self.rollout.pending().iter().any(|i| i.effect == *effect)
     }
 
+    /// Whether people have been told this.
+    pub(crate) fn told(&self, text: &str) -> bool {
+        let told = |e: &Effect| matches!(e, Effect::Notify(n) if n.text == text);
+        self.log
+            .iter()
+            .any(|s| s.intents.iter().any(|i| told(&i.effect)))
+    }
+
     /// How many people-waking notices there have been.
     pub(crate) fn pages(&self) -> usize {
         let page = |e: &Effect| matches!(e, Effect::Notify(n) if n.page);

@@ -261,3 +261,90 @@ fn a_router_that_forgets_what_it_was_told_sends_it_back() {
     let cause = life.rollout.state().cause.clone();
     assert_eq!(cause, Some(Cause::Drifted { router: "a".into() }));
 }
+
+/// How often it has asked for this.
+fn times(life: &Life, effect: impl Fn(&Effect) -> bool) -> usize {
+    let intents = life.log.iter().flat_map(|s| &s.intents);
+    intents.filter(|i| effect(&i.effect)).count()
+}
+
+fn drains_baseline(effect: &Effect) -> bool {
+    matches!(effect, Effect::Drain { version: v, .. } if *v == version(1))
+}
+
+#[test]
+fn a_baseline_is_scaled_down_once_and_only_when_everybody_has_left() {
+    let two_stages = |standby| {
+        let mut spec = plan().spec().clone();
+        spec.recovery.standby = standby;
+        spec.stages.remove(1);
+        Plan::try_from(spec).unwrap()
+    };
+    for (standby, drained) in [(Standby::Cold, 1), (Standby::Warm, 0)] {
+        let mut life = Life::soaking_with(two_stages(standby));
+        assert_eq!(times(&life, drains_baseline), 0, "it serves 95 %");
+        life.judged(Verdict::Pass).unwrap();
+        life.found();
+        assert_eq!(times(&life, drains_baseline), drained);
+        if standby == Standby::Warm {
+            continue;
+        }
+        let mut promoted = life.clone();
+        promoted.pass_all();
+        promoted.found();
+        assert_eq!(promoted.rollout.phase(), Phase::Baking);
+        assert_eq!(times(&promoted, drains_baseline), 1, "it drains already");
+        life.serve();
+        life.serve();
+        life.router.lapsed = true;
+        life.found();
+        life.found();
+        assert_eq!(life.rollout.phase(), Phase::Soaking { stage: 1 });
+        assert_eq!(times(&life, drains_baseline), 1, "it is cold");
+        life.pass_all();
+        life.found();
+        assert_eq!(life.rollout.phase(), Phase::Baking);
+        assert_eq!(times(&life, drains_baseline), 1, "it is cold");
+    }
+}
+
+#[test]
+fn a_baseline_that_takes_long_to_load_is_not_loaded_twice() {
+    let loads = |e: &Effect| *e == Effect::Prepare(version(1));
+    let mut life = scaled_down();
+    life.operator(Verb::Abort).unwrap();
+    life.wait(Duration::from_secs(900));
+    assert!(life.give(Input::Tick).unwrap());
+    assert_eq!((life.pages(), times(&life, loads)), (1, 1));
+    assert_eq!(life.rollout.next_wakeup(), None);
+    life.operator(Verb::AbortNow).unwrap();
+    assert_eq!(
+        (life.rollout.phase(), times(&life, loads)),
+        (REDIRECTING, 1)
+    );
+}
+
+#[test]
+fn the_hold_of_an_unhealthy_baseline_binds_only_who_would_go_back() {
+    let name = || "baseline-unhealthy".to_owned();
+    let mut held = Life::soaking();
+    held.give(health(false)).unwrap();
+    held.operator(Verb::Resume { name: name() }).unwrap();
+    assert_eq!(held.rollout.phase(), Phase::Soaking { stage: 0 });
+
+    let mut stranded = Life::soaking();
+    stranded
+        .operator(Verb::Hold {
+            name: "demo".into(),
+        })
+        .unwrap();
+    stranded.give(health(false)).unwrap();
+    stranded.operator(Verb::Abort).unwrap();
+    stranded
+        .operator(Verb::Resume {
+            name: "demo".into(),
+        })
+        .unwrap();
+    let again = stranded.operator(Verb::Resume { name: name() });
+    assert_eq!(again, Err(Rejected::BaselineDown));
+}

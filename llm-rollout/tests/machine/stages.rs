@@ -476,6 +476,7 @@ fn a_preview_serves_nobody_and_a_shadow_mirrors() {
     );
     assert_eq!(life.rollout.state().cause, Some(Cause::Concluded));
     assert_eq!(life.pages(), 0, "nothing has gone wrong");
+    assert!(life.told("concluded"));
     life.found();
     assert!(life.rollout.is_settled());
 }
@@ -544,4 +545,180 @@ fn alarms_do_what_the_plan_says() {
     early.give(Input::Start).unwrap();
     early.give(alarm("toxic")).unwrap();
     assert_eq!(early.rollout.phase(), Phase::Blocked);
+}
+
+#[test]
+fn before_deployment_a_gate_stops_holds_or_warns_as_its_action_says() {
+    use llm_gates::Action;
+    let table = || llm_rollout::plan::PreFlightSpec {
+        gates: llm_gates::GateTable::reference(),
+        deadline: Duration::from_secs(60),
+    };
+    for action in [Action::Warn, Action::Hold, Action::Block, Action::Rollback] {
+        for verdict in [Verdict::Pass, Verdict::Inconclusive, Verdict::Fail] {
+            let mut life = Life::with(changed(|spec| spec.pre_flight = Some(table())));
+            life.give(Input::Start).unwrap();
+            let mut report = table().gates.evaluate(&BTreeMap::default());
+            report.rows.truncate(1);
+            (report.rows[0].action, report.rows[0].verdict) = (action, verdict);
+            life.give(Input::PreFlight(report)).unwrap();
+            let stops = matches!(action, Action::Block | Action::Rollback);
+            let expected = match verdict {
+                Verdict::Inconclusive | Verdict::Fail if stops => Phase::Blocked,
+                _ => Phase::Warming,
+            };
+            assert_eq!(life.rollout.phase(), expected, "{action:?} {verdict:?}");
+            let held = action == Action::Hold && verdict == Verdict::Fail;
+            let holds: Vec<_> = life.rollout.state().holds.keys().cloned().collect();
+            let expected: &[&str] = if held { &["gate-toxicity"] } else { &[] };
+            assert_eq!(holds, expected, "{action:?} {verdict:?}");
+        }
+    }
+}
+
+#[test]
+fn a_split_is_all_that_the_stage_says() {
+    let exposure = |percent| llm_rollout::plan::Exposure(Share::from_percent(percent).unwrap());
+    let plan = changed(|spec| {
+        let preview = llm_rollout::StageSpec {
+            serve: exposure(0.0),
+            advance: llm_rollout::Advance::Auto,
+            ..spec.stages[1].clone()
+        };
+        spec.stages.insert(0, preview);
+        spec.stages[1].control = exposure(5.0);
+    });
+    let mut life = Life::soaking_with(plan);
+    let shares = |percent: &[f64]| -> Vec<_> { percent.iter().map(|p| exposure(*p).0).collect() };
+    assert_eq!(life.router.split.ahead, shares(&[5.0, 50.0, 100.0]));
+    life.judged(Verdict::Pass).unwrap();
+    let split = life.router.split.clone();
+    let expected = Split {
+        candidate: Some(version(2)),
+        share: exposure(5.0).0,
+        control: exposure(5.0).0,
+        salt: 7,
+        lease: Some(life.rollout.plan().spec().lease.ttl),
+        ramp: split.ramp.clone(),
+        ..Split::steady(Some(life.rollout.id().clone()), version(1), Epoch::new(5))
+    };
+    assert_eq!(split, expected, "nothing is ahead of whom users see");
+    assert_eq!((split.ramp.len(), split.ramp[0].share), (1, Share::NONE));
+    assert_eq!(life.rollout.salt(), split.salt);
+}
+
+#[test]
+fn a_failed_gate_that_warns_or_was_waived_does_not_stand_in_the_way() {
+    use llm_gates::Action;
+    let next = Phase::Shifting { stage: 1 };
+    for (action, expected) in [
+        (Action::Warn, next),
+        (Action::Rollback, Phase::Soaking { stage: 0 }),
+        (Action::Hold, Phase::Held { stage: 0 }),
+    ] {
+        let mut life = Life::soaking_with(changed(|spec| spec.gates[1].action = action));
+        let mut look = life.look(Verdict::Pass, 1);
+        look.judgement.gates[1].verdict = Verdict::Fail;
+        life.give(Input::Judged(Box::new(look.clone()))).unwrap();
+        assert_eq!(life.rollout.phase(), expected, "{action:?}");
+        if action == Action::Hold {
+            let name = "gate-slow".to_owned();
+            life.operator(Verb::Resume { name }).unwrap();
+            life.give(Input::Judged(Box::new(look))).unwrap();
+            assert_eq!(life.rollout.phase(), next);
+        }
+    }
+}
+
+#[test]
+fn a_lapse_as_long_as_the_plan_allows_is_resumed() {
+    let mut life = Life::soaking();
+    life.wait(Duration::from_secs(3600));
+    life.router.lapsed = true;
+    life.found();
+    assert_eq!(life.rollout.phase(), Phase::Shifting { stage: 0 });
+}
+
+#[test]
+fn a_router_that_falls_behind_has_drifted() {
+    for bake in [false, true] {
+        let mut life = if bake {
+            Life::baking(plan())
+        } else {
+            Life::soaking()
+        };
+        life.router.at.seq = Seq::new(life.router.at.seq.get() - 1);
+        assert!(life.found());
+        let router = "a".into();
+        assert_eq!(life.rollout.state().cause, Some(Cause::Drifted { router }));
+    }
+}
+
+#[test]
+fn routes_and_evaluations_are_not_answered_by_done() {
+    let pre_flight = llm_rollout::plan::PreFlightSpec {
+        gates: llm_gates::GateTable::reference(),
+        deadline: Duration::from_secs(60),
+    };
+    let mut evaluating = Life::with(changed(|spec| spec.pre_flight = Some(pre_flight)));
+    evaluating.give(Input::Start).unwrap();
+    let mut routing = Life::new();
+    routing.give(Input::Start).unwrap();
+    routing.serve();
+    for (mut life, what) in [
+        (evaluating, "an evaluation without a report"),
+        (routing, "an answer to a split"),
+    ] {
+        let phase = life.rollout.phase();
+        let intent = life.rollout.pending()[0].id;
+        let outcome = Outcome::Ok;
+        assert_eq!(
+            life.give(Input::Done { intent, outcome }),
+            Err(Rejected::NotNow { what, phase })
+        );
+    }
+}
+
+#[test]
+fn a_probe_of_the_plan_does_what_its_watch_says() {
+    use llm_rollout::{Alarm, Response};
+    let plan = || {
+        changed(|spec| {
+            let every = Duration::from_secs(60);
+            spec.watch = vec![llm_rollout::plan::WatchSpec::new(
+                "canonical",
+                every,
+                Response::Rollback,
+            )];
+        })
+    };
+    for (name, back) in [("canonical", true), ("other", false)] {
+        let mut life = Life::soaking_with(plan());
+        let (name, detail) = (name.into(), "x".into());
+        life.give(Input::Alarm(Alarm { name, detail })).unwrap();
+        assert_eq!(
+            matches!(life.rollout.phase(), Phase::RollingBack { .. }),
+            back
+        );
+    }
+}
+
+#[test]
+fn it_says_what_it_was_last_told_and_when_it_wants_to_be_woken() {
+    let mut life = Life::soaking();
+    assert_eq!(life.rollout.judgement(), None);
+    assert!(life.rollout.may_raise());
+    let look = life.look(Verdict::Fail, 1);
+    life.give(Input::Judged(Box::new(look.clone()))).unwrap();
+    assert_eq!(life.rollout.judgement(), Some(&look.judgement));
+    assert!(!life.rollout.may_raise());
+    life.found();
+    life.serve();
+    life.serve();
+    assert!(life.rollout.phase().is_end() && !life.rollout.is_settled());
+    let shift = life.rollout.plan().spec().outcomes.shift;
+    assert_eq!(life.rollout.next_wakeup(), Some(life.now.after(shift)));
+    life.found();
+    assert_eq!(life.rollout.next_wakeup(), None, "it is over");
+    assert_eq!(life.log[3].intents[0].id.to_string(), "13.0");
 }
