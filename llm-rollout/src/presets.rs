@@ -683,6 +683,72 @@ mod tests {
     }
 
     #[test]
+    fn ramps_are_as_their_examples_say() {
+        let percent = |list: Result<Vec<Share>, PlanError>| -> Vec<f64> {
+            list.unwrap().iter().map(|s| s.percent()).collect()
+        };
+        assert_eq!(percent(linear(20.0, 50.0)), [20.0, 40.0, 50.0]);
+        assert_eq!(percent(linear(25.0, 50.0)), [25.0, 50.0]);
+        let by_three = percent(exponential(1.0, 3.0, 50.0));
+        assert_eq!(by_three, [1.0, 3.0, 9.0, 27.0, 50.0]);
+        assert_eq!(percent(exponential(25.0, 2.0, 100.0)), [25.0, 50.0, 100.0]);
+        let rounded = percent(exponential(0.01, 1.3, 0.03));
+        assert_eq!(rounded, [0.01, 0.02, 0.03], "each once");
+    }
+
+    #[test]
+    fn stages_are_what_their_strategy_says() {
+        let pace = Pace::new(HOUR, 500);
+        let usual = || Gates::usual(HOUR);
+        let two = canary(usual(), shares([10.0, 100.0]).unwrap(), pace).unwrap();
+        let samples: Vec<_> = two.stages().iter().map(|s| s.min_samples).collect();
+        assert_eq!(samples, [500, 0], "no baseline is left beside 100 %");
+
+        let switch = blue_green(usual(), BlueGreen::default()).unwrap();
+        let advance: Vec<_> = switch.stages().iter().map(|s| s.advance).collect();
+        assert_eq!(advance, [Advance::Manual, Advance::Auto]);
+
+        let ten = share("", 10.0).unwrap();
+        let shadow = shadow(pairs(), ten, pace).unwrap();
+        let stage = &shadow.stages()[0];
+        assert_eq!((stage.serve.0, stage.mirror.0), (Share::NONE, ten));
+    }
+
+    #[test]
+    fn a_planned_stage_that_cannot_find_the_harm_lasts_as_long_as_it_may() {
+        let traffic = Traffic {
+            requests_per_second: 0.1,
+            rate: 0.01,
+            harm: 1.1,
+            power: 0.9,
+            longest: HOUR,
+        };
+        let plan = canary_planned(Gates::usual(HOUR), [share("", 1.0).unwrap()], &traffic);
+        let plan = plan.unwrap();
+        let stage = &plan.stages()[0];
+        assert_eq!((stage.dwell, stage.min_samples), (HOUR, 3));
+
+        type Change = fn(&mut Traffic);
+        let refused: [(Change, &str); 5] = [
+            (|t| t.requests_per_second = 0.0, "requests_per_second"),
+            (
+                |t| t.requests_per_second = f64::INFINITY,
+                "requests_per_second",
+            ),
+            (|t| t.power = 0.0, "power"),
+            (|t| t.power = 1.0, "power"),
+            (|t| t.power = f64::NAN, "power"),
+        ];
+        for (change, name) in refused {
+            let mut traffic = traffic;
+            change(&mut traffic);
+            let plan = canary_planned(Gates::usual(HOUR), [Share::ALL], &traffic);
+            let message = plan.unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_with_its_name() {
         let pace = Pace::new(HOUR, 0);
         let refused = |plan: Result<Plan, PlanError>, part: &str| {

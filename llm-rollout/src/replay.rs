@@ -265,12 +265,8 @@ impl<'a> Run<'a> {
         match &step.input {
             Input::Judged(look) => self.look(recorded, at, look),
             Input::Found { fence, routers } => {
-                // What only confirms is taken to have come at once.
-                let confirms = recorded.state().routed.is_some_and(|(seq, _)| {
-                    let position = Position { fence: *fence, seq };
-                    routers.confirms(position, &recorded.state().split)
-                });
-                if !confirms && let Some(routers) = self.routers(routers, recorded) {
+                // What only confirms has been taken to come at once, and changes nothing now.
+                if let Some(routers) = self.routers(routers, recorded) {
                     let fence = *fence;
                     self.give(at, Input::Found { fence, routers });
                 }

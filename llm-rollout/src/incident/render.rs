@@ -342,3 +342,27 @@ fn escaped(text: &str) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_dates_where_they_can_be() {
+        for (ms, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (1_000_000_000, "1970-01-12T13:46:40Z"),
+            (253_402_300_799_999, "9999-12-31T23:59:59Z"),
+            (253_402_300_800_000, "253402300800000 ms"),
+        ] {
+            assert_eq!(moment(Timestamp::from_millis(ms)), text);
+        }
+        assert_eq!(long(Duration::from_secs(3_602)), "1h 2s");
+    }
+
+    #[test]
+    fn control_characters_are_blanks() {
+        assert_eq!(escaped("a\u{7}b\nc\td"), "a b\nc\td");
+        assert_eq!(plain("a\u{7}b\nc"), "a b c");
+    }
+}

@@ -140,16 +140,12 @@ fn operator<'a>(mut draft: Draft<'a>, command: &Command) -> Decision<'a> {
             Ok(Some(draft))
         }
         (_, Verb::Approve) => {
-            let first = match phase {
-                Phase::Running { wave } => wave + 1,
-                Phase::Waiting { wave } => wave,
-                _ => 0,
-            };
             let waves = &draft.waves.schedule.spec().waves;
+            // A wave that has begun needed none, or has it.
             let open = |(i, wave): &(usize, &super::Wave)| {
                 wave.advance == Advance::Manual && !draft.state.approvals.contains_key(i)
             };
-            let Some((wave, _)) = waves.iter().enumerate().skip(first).find(open) else {
+            let Some((wave, _)) = waves.iter().enumerate().find(open) else {
                 return Err(Rejected::NothingToApprove);
             };
             let said = said(draft.now);

@@ -5,6 +5,7 @@
 mod life;
 mod limits;
 mod lives;
+mod plans;
 mod recovery;
 mod stages;
 mod verbs;

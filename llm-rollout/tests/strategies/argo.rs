@@ -5,7 +5,7 @@ use crate::oracle::{cases, check_reasons, id};
 use llm_gates::Verdict;
 use llm_rollout::presets::argo::{Analysis, BlueGreen, Canary, Promotion, Step, is_within_window};
 use llm_rollout::presets::{Gates, instant};
-use llm_rollout::{Effect, Input, MetricDef, Phase, Plan, Verb};
+use llm_rollout::{Advance, Effect, Input, MetricDef, Phase, Plan, Verb};
 use llm_version_core::VersionId;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -483,4 +483,57 @@ fn every_scenario_goes_as_it_does_there() {
     assert_eq!(differed.len(), DIFFERS.len(), "every difference is seen");
     assert_eq!(replayed + NOT_APPLICABLE.len(), cases.len());
     println!("{replayed} scenarios replayed");
+}
+
+#[test]
+fn stages_end_with_the_steps_that_wait() {
+    let minute = Duration::from_secs(60);
+    let analysis = Analysis {
+        metrics: vec!["faults".to_owned()],
+        takes: 2 * minute,
+    };
+    let canary = Canary::new([
+        Step::SetWeight(10.0),
+        Step::Pause(None),
+        Step::SetWeight(20.0),
+        Step::SetWeight(30.0),
+        Step::Analysis(analysis.clone()),
+        Step::SetWeight(40.0),
+    ]);
+    let ends: Vec<_> = (0..5).map(|stage| canary.step_of(stage)).collect();
+    assert_eq!(ends, [1, 2, 4, 5, 6]);
+    let gates = || Gates::usual(minute);
+    let plan = canary.plan(gates()).unwrap();
+    let advance: Vec<_> = plan.stages().iter().map(|s| s.advance).collect();
+    let auto = Advance::Auto;
+    assert_eq!(advance, [Advance::Manual, auto, auto, auto]);
+    let needs: Vec<_> = plan.stages().iter().map(|s| s.needs.clone()).collect();
+    let (none, some) = (Some(Vec::new()), Some(analysis.metrics.clone()));
+    assert_eq!(needs, [none.clone(), none.clone(), some, none]);
+    let year = Duration::from_secs(365 * 24 * 3600);
+    assert_eq!(plan.spec().outcomes.held, year);
+
+    let pairs = gates().gate("answers", MetricDef::Pair("judge".to_owned()), 0.1, 0.05);
+    let mut pairs = pairs;
+    pairs.gates[0].weight = 0.5;
+    for (wait, takes) in [(1, 2), (3, 3)] {
+        let switch = BlueGreen {
+            promotion: Promotion::After(wait * minute),
+            before: Some(Analysis {
+                metrics: vec!["answers".to_owned()],
+                ..analysis.clone()
+            }),
+            mirror: 10.0,
+            ..BlueGreen::default()
+        };
+        let plan = switch.plan(pairs.clone()).unwrap();
+        assert_eq!(plan.stages()[0].dwell, takes * minute);
+    }
+}
+
+#[test]
+fn only_an_older_version_is_within_the_window() {
+    let within = |stable, target| is_within_window(&[1, 2, 3], &stable, &target, 9);
+    assert!(within(3, 1) && within(2, 1));
+    assert!(!within(2, 2) && !within(1, 3) && !within(2, 4));
 }

@@ -1,10 +1,12 @@
 //! Incident records: what they hold, and that every life gives one.
 
 use crate::explore::{inputs, plans};
-use crate::life::{Life, plan};
+use crate::life::{Life, plan, version};
 use llm_gates::Verdict;
 use llm_rollout::incident::{Incident, Went};
-use llm_rollout::{Cause, Command, Effect, Input, Outcome, Phase, Rollout, Share, Timestamp, Verb};
+use llm_rollout::{
+    Cause, Command, Effect, Input, Outcome, Phase, Rollout, Share, Step, Timestamp, Verb,
+};
 use proptest::prelude::*;
 use std::time::Duration;
 
@@ -72,6 +74,9 @@ fn an_incident_says_what_happened() {
         "# Rollout r1: rolled back",
         "evidence of harm in \"faults\"",
         "42 requests, at most 50 %",
+        "since 1970-01-12T14:02:12Z.",
+        "from 1970-01-12T14:01:42Z on, 2s later.",
+        "## What the gates saw",
         "## Timeline",
         "## What ran",
         "## Who was told",
@@ -80,6 +85,83 @@ fn an_incident_says_what_happened() {
     ] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
+    for part in ["mirrored", "left out", "Gates before deployment"] {
+        assert!(!text.contains(part), "{part:?} in {text}");
+    }
+    let idle = |what: &str| what.starts_with("verdict") || what.starts_with("intent");
+    let mut still = incident.timeline.iter().filter(|m| m.to.is_none());
+    assert!(!still.any(|m| idle(&m.what)), "evidence alone is no news");
+    let first = incident.ran.iter().find(|r| r.what.starts_with("routers"));
+    let candidate = version(2);
+    assert_eq!(
+        first.unwrap().what,
+        format!("routers: 5 % to {candidate} in epoch 4")
+    );
+}
+
+#[test]
+fn gates_before_deployment_and_mirrored_requests_are_in_it() {
+    use llm_rollout::plan::{Exposure, PreFlightSpec};
+    let mut spec = plan().spec().clone();
+    let gates = llm_gates::GateTable::reference();
+    let mut report = gates.evaluate(&std::collections::BTreeMap::default());
+    for row in &mut report.rows {
+        row.verdict = Verdict::Pass;
+    }
+    spec.pre_flight = Some(PreFlightSpec {
+        gates,
+        deadline: Duration::from_secs(60),
+    });
+    spec.stages[0].serve = Exposure::default();
+    spec.stages[0].mirror = Exposure(Share::from_percent(10.0).unwrap());
+    let mut life = Life::with(spec.try_into().unwrap());
+    life.give(Input::Start).unwrap();
+    life.wait(Duration::from_secs(5));
+    life.give(Input::PreFlight(report)).unwrap();
+    life.serve();
+    life.found();
+    life.operator(Verb::Abort).unwrap();
+    let incident = Incident::new(&life.rollout, &life.log);
+    let asked = |what: &str| {
+        let mut ran = incident.ran.iter();
+        ran.find(|r| r.what.contains(what)).unwrap()
+    };
+    let at = asked("evaluate").asked.after(Duration::from_secs(5));
+    assert_eq!(asked("evaluate").went, Went::Done { at });
+    let candidate = version(2);
+    let what = format!("routers: 0 % to {candidate}, 10 % mirrored, in epoch 4");
+    assert_eq!(asked("mirrored").what, what);
+    let text = incident.to_markdown();
+    for part in [
+        "at most 0 % of the traffic, 10 % mirrored, over",
+        "## Gates before deployment",
+    ] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+}
+
+#[test]
+fn what_ends_beside_an_answer_is_overtaken_by_it() {
+    let (submitted, life) = harmful();
+    let mut steps = life.log;
+    let notify = |e: &Effect| matches!(e, Effect::Notify(_));
+    let mut intents = steps.iter().flat_map(|s| &s.intents);
+    let other = intents.find(|i| notify(&i.effect)).unwrap().id;
+    for step in &mut steps {
+        step.done.retain(|id| *id != other);
+    }
+    let answers = |s: &&mut Step| matches!(s.input, Input::Done { .. }) && s.done.len() == 1;
+    let step = steps.iter_mut().rev().find(answers).unwrap();
+    let (intent, at) = (step.done[0], step.at);
+    step.done.push(other);
+    let incident = Incident::new(&submitted, &steps);
+    let ran = |id| {
+        let ran = incident.ran.iter().map(|r| (r.intent, &r.went));
+        let told = incident.told.iter().map(|t| (t.intent, &t.went));
+        ran.chain(told).find(|(i, _)| *i == id).unwrap().1.clone()
+    };
+    assert_eq!(ran(intent), Went::Done { at });
+    assert_eq!(ran(other), Went::Overtaken { at });
 }
 
 #[test]

@@ -206,3 +206,10 @@ fn limits_hold_at_their_edges() {
         Err(Refused::Time { .. })
     ));
 }
+
+#[test]
+fn no_stage_lasts_longer_than_the_execution_may() {
+    let plan = plan(&deployment(Shift::Linear(50.0))).unwrap();
+    let most = Some(deployment(Shift::AllAtOnce).max_execution);
+    assert!(plan.stages().iter().all(|s| s.limit == most));
+}

@@ -1,11 +1,12 @@
 //! Another plan on what happened.
 
-use crate::life::{FENCE, Life, plan};
+use crate::life::{FENCE, Life, plan, version};
 use llm_gates::{Counts, Evidence, Increment, Window};
-use llm_rollout::plan::PassSpec;
+use llm_rollout::plan::{PassSpec, Undecided};
 use llm_rollout::replay::redecide;
 use llm_rollout::{
-    Advance, Cause, Heartbeat, Input, Look, MetricDef, Phase, Plan, PlanSpec, Rollout, Step,
+    Advance, Cause, Heartbeat, Input, Look, MetricDef, Phase, Plan, PlanSpec, Position, Recovery,
+    Rollout, RouterState, Seq, Share, Standby, Step, Verb,
 };
 use proptest::prelude::*;
 use std::time::Duration;
@@ -101,6 +102,21 @@ fn the_same_plan_decides_the_same() {
     assert_eq!(again.now, again.then);
     assert_eq!((again.parted, again.sooner()), (None, None));
     assert!(again.unjudged.is_empty(), "{:?}", again.unjudged);
+
+    // What has been decided is carried through, as far as nobody says otherwise.
+    let decided = log.iter().position(|s| s.state.cause.is_some()).unwrap();
+    let cut = redecide(&submitted, &log[..=decided], submitted.plan());
+    assert_eq!(
+        (cut.now.phase, &cut.now.back),
+        (Phase::RolledBack, &cut.then.back)
+    );
+    assert_eq!(cut.steps.last().unwrap().at, log[decided].at);
+
+    // A verdict at its very deadline is in time.
+    let strict = changed(|s| s.triggers.no_verdict = Duration::from_secs(60));
+    let (submitted, life) = lived(strict, &[([100, 3, 1], [1_900, 57, 19]); 5]);
+    let again = redecide(&submitted, &life.log, submitted.plan());
+    assert_eq!((&again.now, again.now.back.is_some()), (&again.then, false));
 }
 
 #[test]
@@ -109,11 +125,16 @@ fn a_bolder_alpha_goes_back_sooner_and_a_wide_margin_never() {
     let bold = redecide(&submitted, &log, &changed(|s| s.alpha = 0.5));
     assert!(bold.sooner().is_some());
     assert!(bold.now.exposed < bold.then.exposed);
+    assert_eq!(
+        bold.parted, None,
+        "going back is told, and is no other ramp"
+    );
     assert!(matches!(&bold.now.back, Some((_, Cause::Gate { metric, .. })) if metric == "faults"));
 
     let wide = redecide(&submitted, &log, &changed(|s| s.gates[0].margin = 3.0));
     assert_eq!(wide.now.back, None);
     assert!(wide.then.back.is_some());
+    assert_eq!(wide.parted, None);
 }
 
 #[test]
@@ -180,11 +201,129 @@ fn what_people_said_and_routers_did_is_taken_along() {
     life.found();
     life.found();
     life.wait(Duration::from_secs(30));
-    life.operator(llm_rollout::Verb::Abort).unwrap();
+    life.operator(Verb::Abort).unwrap();
     let again = redecide(&submitted, &life.log, &changed(|s| s.lease.lapses = 1));
     assert!(matches!(again.now.back, Some((_, Cause::Lapsed { .. }))));
     assert!(matches!(again.then.back, Some((_, Cause::Operator { .. }))));
     assert_eq!(again.sooner(), Some(Duration::from_secs(30)));
+}
+
+#[test]
+fn what_a_router_does_sends_any_plan_back() {
+    type Change = fn(&mut RouterState);
+    let changes: [Change; 6] = [
+        |r| r.mark = Some("r1".parse().unwrap()),
+        |r| r.latch = Some(version(1)),
+        |r| r.at.seq = Seq::new(1_000),
+        |r| r.at.seq = Seq::new(r.at.seq.get() - 1),
+        |r| r.at = Position::default(),
+        |r| r.split.share = Share::ALL,
+    ];
+    let slower = changed(|s| s.stages[0].dwell = Duration::from_secs(1_200));
+    for (i, change) in changes.into_iter().enumerate() {
+        let (submitted, mut life) = lived(changed(|_| {}), &[([100, 3, 1], [1_900, 57, 19]); 3]);
+        life.wait(Duration::from_secs(30));
+        change(&mut life.router);
+        assert!(life.found());
+        for plan in [submitted.plan(), &slower] {
+            let again = redecide(&submitted, &life.log, plan);
+            assert!(again.then.back.is_some());
+            assert_eq!(again.now.back, again.then.back, "change {i}");
+        }
+    }
+}
+
+#[test]
+fn deadlines_of_the_new_plan_fall_when_they_are_due() {
+    let hour = Duration::from_secs(3600);
+    let patient = changed(|s| s.triggers.no_verdict = 9 * hour);
+    let (submitted, mut life) = lived(patient, &[([100, 3, 1], [1_900, 57, 19]); 3]);
+    let heard = life.now;
+    life.wait(8 * hour);
+    life.operator(Verb::Abort).unwrap();
+    let other = changed(|s| {
+        s.triggers.no_verdict = hour;
+        s.outcomes.no_verdict = Undecided::Hold;
+        s.outcomes.held = 2 * hour;
+    });
+    let again = redecide(&submitted, &life.log, &other);
+    let phase = Phase::Held { stage: 0 };
+    let back = (heard.after(3 * hour), Cause::Deadline { phase });
+    assert_eq!(again.now.back, Some(back));
+    assert_eq!(again.sooner(), Some(5 * hour));
+}
+
+#[test]
+fn a_cold_baseline_is_taken_to_load_at_once() {
+    let cold = changed(|s| {
+        s.recovery.standby = Standby::Cold;
+        s.stages.drain(..2);
+    });
+    let mut life = Life::with(cold);
+    let submitted = life.rollout.clone();
+    life.give(Input::Start).unwrap();
+    life.serve();
+    life.found();
+    life.serve();
+    life.serve();
+    life.wait(Duration::from_secs(60));
+    life.operator(Verb::Abort).unwrap();
+    let again = redecide(&submitted, &life.log, submitted.plan());
+    let part = Recovery::Warming;
+    assert_eq!(again.then.phase, Phase::RollingBack { part });
+    assert_eq!(again.now.phase, Phase::RolledBack);
+}
+
+#[test]
+fn gates_before_deployment_say_what_they_said() {
+    let table = |gates| {
+        changed(|s| {
+            let deadline = Duration::from_secs(60);
+            s.pre_flight = Some(llm_rollout::plan::PreFlightSpec { gates, deadline });
+        })
+    };
+    let gates = llm_gates::GateTable::reference();
+    let mut report = gates.evaluate(&std::collections::BTreeMap::default());
+    for row in &mut report.rows {
+        row.verdict = llm_gates::Verdict::Pass;
+    }
+    let mut life = Life::with(table(gates.clone()));
+    let submitted = life.rollout.clone();
+    life.give(Input::Start).unwrap();
+    life.wait(Duration::from_secs(30));
+    life.give(Input::PreFlight(report)).unwrap();
+    life.serve();
+    life.found();
+    let same = redecide(&submitted, &life.log, submitted.plan());
+    assert_eq!(
+        (&same.now, same.now.phase),
+        (&same.then, Phase::Soaking { stage: 0 })
+    );
+    assert!(same.unjudged.is_empty(), "{:?}", same.unjudged);
+    let mut other = gates;
+    other.gates.pop();
+    let other = redecide(&submitted, &life.log, &table(other));
+    let said = other.unjudged.first().unwrap();
+    assert!(said.contains("what the old table said"), "{said}");
+
+    // Measured, and not gated: the log holds no counts.
+    let odd = |s: &mut PlanSpec| {
+        drop(
+            s.metrics
+                .insert("odd".into(), MetricDef::Flag("odd".into())),
+        )
+    };
+    let (submitted, life) = lived(changed(odd), &[([100, 3, 1], [1_900, 57, 19]); 3]);
+    let gated = changed(|s| {
+        odd(s);
+        s.gates[1].metric = "odd".into();
+    });
+    let again = redecide(&submitted, &life.log, &gated);
+    let said: Vec<_> = again.unjudged.into_iter().collect();
+    assert_eq!(
+        said,
+        ["the gate on \"odd\": no gate has counted the metric"]
+    );
 }
 
 fn minute() -> impl Strategy<Value = Minute> {

@@ -104,6 +104,16 @@ impl Life {
         asked
     }
 
+    /// What people have been told: what wakes them, or the rest.
+    fn told(&self, page: bool) -> Vec<&str> {
+        let intents = self.log.iter().flat_map(|s| &s.intents);
+        let notices = intents.filter_map(|i| match &i.effect {
+            Effect::Notify(notice) if notice.page == page => Some(notice.text.as_str()),
+            _ => None,
+        });
+        notices.collect()
+    }
+
     fn flying(state: &llm_rollout::waves::State) -> Vec<&str> {
         let flying = state
             .members
@@ -134,6 +144,53 @@ fn waves_go_in_order_one_member_at_a_time() {
         "heard before"
     );
     assert_eq!(life.say(Verb::Stop), Err(Rejected::Over(Phase::Completed)));
+}
+
+#[test]
+fn a_member_that_is_refused_or_concluded_is_over() {
+    let mut refused = Life::begun(three());
+    let why = "busy".to_owned();
+    assert!(refused.hear("eu", News::Refused { why: why.clone() }));
+    let eu = |life: &Life| life.waves.state().members[&"eu".parse().unwrap()].clone();
+    assert_eq!(eu(&refused), Progress::Failed { why });
+    assert_eq!(refused.waves.phase(), Phase::Stopped);
+    assert_eq!(refused.told(true), ["stopped: eu busy"]);
+    assert_eq!(
+        refused.told(false),
+        ["stopped; nothing is in flight any more"]
+    );
+
+    let mut concluded = Life::begun(three());
+    assert!(concluded.ended("eu", End::Concluded));
+    assert_eq!(eu(&concluded), Progress::Concluded);
+    assert_eq!(concluded.asked(), ["submit us"]);
+}
+
+#[test]
+fn what_is_left_out_of_a_schedule_has_its_default() {
+    let mut written = serde_json::to_value(three()).unwrap();
+    written.as_object_mut().unwrap().remove("patience");
+    let member = written.pointer_mut("/waves/1/members/0").unwrap();
+    member.as_object_mut().unwrap().remove("traffic");
+    let read: Spec = serde_json::from_value(written).unwrap();
+    assert_eq!(read.patience, 7 * 24 * HOUR);
+    assert!((read.waves[1].members[0].traffic - 1.0).abs() < f64::EPSILON);
+}
+
+#[test]
+fn phases_have_words() {
+    for (phase, words) in [
+        (Phase::Planned, "planned"),
+        (Phase::Waiting { wave: 1 }, "waiting for wave 1"),
+        (Phase::Running { wave: 1 }, "in wave 1"),
+        (Phase::Stopping, "stopping"),
+        (Phase::RollingBack, "rolling back"),
+        (Phase::Completed, "completed"),
+        (Phase::Stopped, "stopped"),
+        (Phase::RolledBack, "rolled back"),
+    ] {
+        assert_eq!(phase.to_string(), words);
+    }
 }
 
 #[test]

@@ -1,0 +1,142 @@
+//! What a plan may say: the last values that are taken, the first that are refused, and what is left out.
+
+use crate::life::plan;
+use llm_gates::Action;
+use llm_rollout::plan::{Exposure, PassSpec, PreFlightSpec, WatchSpec};
+use llm_rollout::{Plan, PlanSpec, Response, Share};
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MILLI: Duration = Duration::from_millis(1);
+
+fn non_inferior(spec: &mut PlanSpec, margin: f64, beta: f64) {
+    spec.pass = PassSpec::NonInferior { margin, beta };
+}
+
+fn watch(spec: &mut PlanSpec, fails: u32, of: u32, every: Duration) {
+    let probe = WatchSpec::new("canonical", every, Response::Page);
+    spec.watch.push(WatchSpec { fails, of, ..probe });
+}
+
+/// Two gates that roll back.
+fn budget(spec: &mut PlanSpec, first: f64, second: f64) {
+    (spec.gates[0].weight, spec.gates[1].weight) = (first, second);
+    spec.gates[1].action = Action::Rollback;
+}
+
+fn arms(spec: &mut PlanSpec, serve: f64, control: f64) {
+    let exposure = |percent| Exposure(Share::from_percent(percent).unwrap());
+    (spec.stages[1].serve, spec.stages[1].control) = (exposure(serve), exposure(control));
+}
+
+#[test]
+fn every_rule_has_its_bounds() {
+    type Change = fn(&mut PlanSpec);
+    let taken: [Change; 13] = [
+        |s| s.alpha = 0.999,
+        |s| s.pause_alpha = Some(0.051),
+        |s| non_inferior(s, 0.01, 0.999),
+        |s| s.look_every = 10 * MILLI,
+        |s| s.lease.ttl = 2 * s.lease.renew_every + MILLI,
+        |s| s.gates[0].margin = 0.0,
+        |s| (s.gates[0].weight, s.gates[1].action) = (1.0, Action::Warn),
+        // What parts of one may be off by, rounded.
+        |s| budget(s, 0.5, (1.0 + 1e-9) - 0.5),
+        |s| watch(s, 1, 1, SECOND),
+        |s| watch(s, 100, 100, SECOND),
+        |s| arms(s, 50.0, 50.0),
+        |s| arms(s, 99.0, 1.0),
+        |s| s.stages[0].limit = Some(s.stages[0].dwell),
+    ];
+    for (i, change) in taken.into_iter().enumerate() {
+        let mut spec = plan().spec().clone();
+        change(&mut spec);
+        let made = Plan::try_from(spec.clone());
+        assert_eq!(made.unwrap().spec(), &spec, "taken[{i}]");
+    }
+    let refused: [(Change, &str); 30] = [
+        (|s| s.alpha = 0.0, "alpha"),
+        (|s| s.alpha = 1.0, "alpha"),
+        (|s| s.alpha = f64::NAN, "alpha"),
+        (|s| s.pause_alpha = Some(0.05), "pause_alpha"),
+        (|s| s.pause_alpha = Some(1.0), "pause_alpha"),
+        (|s| non_inferior(s, 0.0, 0.1), "pass"),
+        (|s| non_inferior(s, f64::INFINITY, 0.1), "pass"),
+        (|s| non_inferior(s, 0.1, 0.0), "pass"),
+        (|s| non_inferior(s, 0.1, 1.0), "pass"),
+        (|s| s.look_every = 9 * MILLI, "look_every"),
+        (|s| s.lease.renew_every = 9 * MILLI, "lease.renew_every"),
+        (|s| s.lease.ttl = 2 * s.lease.renew_every, "lease.ttl"),
+        (|s| s.gates[1].metric = "faults".into(), "gates[1].metric"),
+        (|s| s.gates[1].weight = 0.0, "gates[1].weight"),
+        (|s| s.gates[1].weight = 1.1, "gates[1].weight"),
+        (|s| s.gates[1].weight = f64::NAN, "gates[1].weight"),
+        (|s| s.gates[1].margin = -0.1, "gates[1].margin"),
+        (|s| s.gates[1].margin = f64::INFINITY, "gates[1].margin"),
+        (|s| budget(s, 0.5, 0.6), "gates"),
+        (|s| watch(s, 1, 1, 999 * MILLI), "watch[0].every"),
+        (|s| watch(s, 0, 1, SECOND), "watch[0].fails"),
+        (|s| watch(s, 2, 1, SECOND), "watch[0].fails"),
+        (|s| watch(s, 0, 0, SECOND), "watch[0].fails"),
+        (|s| watch(s, 1, 101, SECOND), "watch[0].fails"),
+        (
+            |s| (watch(s, 1, 1, SECOND), watch(s, 1, 1, SECOND)).0,
+            "watch[1].probe",
+        ),
+        (|s| arms(s, 5.0, 50.01), "stages[1].control"),
+        (|s| arms(s, 50.01, 50.0), "stages[1].control"),
+        (
+            |s| s.stages[0].limit = Some(s.stages[0].dwell - MILLI),
+            "stages[0].limit",
+        ),
+        (|s| (s.gates, s.ungated) = (Vec::new(), false), "gates"),
+        (|s| s.stages.clear(), "stages"),
+    ];
+    for (i, (change, path)) in refused.into_iter().enumerate() {
+        let mut spec = plan().spec().clone();
+        change(&mut spec);
+        let error = Plan::try_from(spec).unwrap_err();
+        assert_eq!(error.path(), Some(path), "refused[{i}]: {error}");
+        assert_eq!(error.position(), None, "there is no text");
+    }
+    let mut spec = plan().spec().clone();
+    spec.stages[0].needs = Some(vec!["latency".to_owned()]);
+    let error = Plan::try_from(spec).unwrap_err().to_string();
+    assert!(error.contains("has no gate"), "{error}");
+}
+
+#[test]
+fn what_is_left_out_has_its_default_and_is_not_written() {
+    let text = r#"
+        alpha = 0.05
+        ungated = true
+        pre_flight = { gates = { confidence = 0.95, gates = [] } }
+        [[watch]]
+        probe = "canonical"
+        every = "1m"
+        action = "hold"
+        [[stages]]
+        serve = 100.0
+        dwell = "1h"
+        limit = "4h"
+    "#;
+    let read = Plan::from_toml(text).unwrap();
+    let (spec, hour) = (read.spec(), 3600 * SECOND);
+    assert_eq!((spec.watch[0].fails, spec.watch[0].of), (1, 1));
+    let deadline = spec.pre_flight.as_ref().map(|p: &PreFlightSpec| p.deadline);
+    assert_eq!(deadline, Some(hour));
+    assert_eq!(spec.stages[0].limit, Some(4 * hour));
+    let written = serde_json::to_string(&read).unwrap();
+    for name in ["finish", "mirror", "control", "needs"] {
+        assert!(!written.contains(&format!("\"{name}\"")), "{written}");
+    }
+}
+
+#[test]
+fn a_mistake_says_where_it_is() {
+    let text = "look_every = \"1m\"\n  alpha = 1.5\n[[stages]]\nserve = 1.0\ndwell = \"1h\"";
+    let error = Plan::from_toml(text).unwrap_err();
+    assert_eq!(error.path(), Some("alpha"));
+    assert_eq!(error.position(), Some((2, 11)));
+    assert!(error.to_string().starts_with("line 2, column 11: alpha: "));
+}
