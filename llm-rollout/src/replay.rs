@@ -265,8 +265,11 @@ impl<'a> Run<'a> {
         match &step.input {
             Input::Judged(look) => self.look(recorded, at, look),
             Input::Found { fence, routers } => {
-                // What only confirms has been taken to come at once, and changes nothing now.
-                if let Some(routers) = self.routers(routers, recorded) {
+                // What only confirms has been taken to come at once, and changes nothing now. What routers say of a rollout
+                // that goes back is its own doing.
+                if recorded.state().cause.is_none()
+                    && let Some(routers) = self.routers(routers, recorded)
+                {
                     let fence = *fence;
                     self.give(at, Input::Found { fence, routers });
                 }

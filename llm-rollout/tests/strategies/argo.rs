@@ -186,8 +186,7 @@ impl Peer {
             ["promote"] => {
                 let phase = self.host.phase().unwrap();
                 let stage = phase.stage().unwrap();
-                let manual =
-                    self.host.plan().stages()[stage].advance == llm_rollout::Advance::Manual;
+                let manual = self.host.plan().stages()[stage].advance == Advance::Manual;
                 let verb = if manual { Verb::Approve } else { Verb::Skip };
                 self.host.operator(verb).unwrap();
             }
