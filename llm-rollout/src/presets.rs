@@ -716,6 +716,7 @@ mod tests {
 
     #[test]
     fn a_planned_stage_that_cannot_find_the_harm_lasts_as_long_as_it_may() {
+        type Change = fn(&mut Traffic);
         let traffic = Traffic {
             requests_per_second: 0.1,
             rate: 0.01,
@@ -728,7 +729,6 @@ mod tests {
         let stage = &plan.stages()[0];
         assert_eq!((stage.dwell, stage.min_samples), (HOUR, 3));
 
-        type Change = fn(&mut Traffic);
         let refused: [(Change, &str); 5] = [
             (|t| t.requests_per_second = 0.0, "requests_per_second"),
             (

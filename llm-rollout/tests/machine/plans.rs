@@ -86,7 +86,7 @@ fn every_rule_has_its_bounds() {
         (|s| arms(s, 5.0, 50.01), "stages[1].control"),
         (|s| arms(s, 50.01, 50.0), "stages[1].control"),
         (
-            |s| s.stages[0].limit = Some(s.stages[0].dwell - MILLI),
+            |s| s.stages[0].limit = Some(s.stages[0].dwell.saturating_sub(MILLI)),
             "stages[0].limit",
         ),
         (|s| (s.gates, s.ungated) = (Vec::new(), false), "gates"),

@@ -308,10 +308,8 @@ fn gates_before_deployment_say_what_they_said() {
 
     // Measured, and not gated: the log holds no counts.
     let odd = |s: &mut PlanSpec| {
-        drop(
-            s.metrics
-                .insert("odd".into(), MetricDef::Flag("odd".into())),
-        )
+        let flag = MetricDef::Flag("odd".into());
+        s.metrics.insert("odd".into(), flag);
     };
     let (submitted, life) = lived(changed(odd), &[([100, 3, 1], [1_900, 57, 19]); 3]);
     let gated = changed(|s| {
