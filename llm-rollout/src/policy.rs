@@ -32,6 +32,7 @@
 //! time, and rates may follow the day, drift, and fluctuate by replica. Not simulated: users who come again and resemble themselves.
 
 mod driver;
+mod effect;
 mod lives;
 mod random;
 mod world;
@@ -39,8 +40,8 @@ mod world;
 #[cfg(test)]
 mod tests;
 
+pub use effect::{Change, Change::Rate, Change::Ratio, Change::Scale, Effect, Noise};
 pub use lives::{Life, Lives, Proportion, Sample, Story};
-pub use world::{Change, Change::Rate, Change::Ratio, Change::Scale, Effect, Noise};
 
 use crate::{Expected, MetricDef, Plan, Traffic};
 use driver::Driver;

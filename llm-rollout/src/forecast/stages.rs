@@ -277,6 +277,10 @@ fn notes(planner: &Planner) -> Vec<String> {
         "evidence of no harm is not forecast: stages last until there is some, or to their limit",
     );
     note(
+        traffic.history > Duration::ZERO,
+        "the arms are taken as quiet: noise that the history shows makes harm harder to find",
+    );
+    note(
         spec.stages.iter().any(|s| s.advance == Advance::Manual),
         "people are taken to approve at once",
     );

@@ -222,17 +222,17 @@ impl Lives {
         self.share(|life| life.end == Phase::RolledBack)
     }
 
-    /// How many were sent back by evidence of harm in this metric.
+    /// How many were sent back by a gate, a threshold or a hard limit on this metric.
     pub fn rolled_back_by(&self, metric: &str) -> Proportion {
         self.share(|life| life.end == Phase::RolledBack && life.metric() == Some(metric))
     }
 
-    /// How many were sent back by evidence of harm.
+    /// How many were sent back by a gate, a threshold or a hard limit.
     pub fn detected(&self) -> Proportion {
         self.share(|life| life.metric().is_some())
     }
 
-    /// How many were sent back by evidence of harm in this stage, from 0.
+    /// The same in this stage, from 0.
     pub fn detected_in(&self, stage: usize) -> Proportion {
         self.share(|life| life.metric().is_some() && life.stage == stage)
     }
