@@ -9,6 +9,7 @@ pub mod layer;
 pub mod machine;
 pub mod measure;
 pub mod peers;
+pub mod race;
 pub mod recording;
 pub mod routing;
 pub mod statistics;
@@ -62,6 +63,11 @@ pub const GROUPS: &[Group] = &[
         name: statistics::GROUP,
         about: "what the numbers say: one look of every test",
         run: statistics::run,
+    },
+    Group {
+        name: race::GROUP,
+        about: "the race's bars: false rollbacks, and requests until harm is found",
+        run: race::run,
     },
     Group {
         name: machine::GROUP,

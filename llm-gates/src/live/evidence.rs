@@ -634,7 +634,7 @@ fn noisy(plan: &GatePlan, gate: &LiveGate, grouped: bool) -> Option<AutoRatio> {
     } else {
         History::Pooled
     };
-    AutoRatio::new(1.0, history, NOISE_SHARE * plan.alpha * share).ok()
+    AutoRatio::continuous(1.0, history, NOISE_SHARE * plan.alpha * share).ok()
 }
 
 /// Whether a gate with a budget of its own has reached its bound.

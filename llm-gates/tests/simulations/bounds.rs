@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use llm_gates::anytime::{
-    BettingMean, BoundedMeans, CappedMeans, EProcess, EmpiricalBernstein, EventRate, History,
-    Mismatch, NormalMixture, OverdispersedRatio, QuantileShift, RateDetector, Scores, Sign, Slo,
-    Swap, Symmetric, beta_binomial_one_sided, beta_binomial_two_sided, proportion_sequence,
-    quantile_difference, quantile_sequence,
+    AutoRatio, BettingMean, BoundedMeans, CappedMeans, EProcess, EmpiricalBernstein, EventRate,
+    History, Mismatch, NormalMixture, OverdispersedRatio, QuantileShift, RateDetector, Scores,
+    Sign, Slo, Swap, Symmetric, beta_binomial_one_sided, beta_binomial_two_sided,
+    proportion_sequence, quantile_difference, quantile_sequence,
 };
 use llm_gates::drift::{CategoryDrift, EmbeddingDrift, RandomFeatures};
 use llm_gates::quality::Flips;
@@ -17,7 +17,7 @@ use llm_gates::{
 
 use crate::rng::Rng;
 use crate::world::{
-    Baseline, DRIFT, LOOKS, Minute, QUIET, RAMP, RATE, World, minutes, noisy, ramp,
+    Baseline, DRIFT, LOOKS, Minute, QUIET, RAMP, RATE, World, history, minutes, noisy, ramp,
 };
 use crate::{
     ALPHA, at_least, at_most, auto_ratio_alarms, lives, many, rate_ratio_alarms, rr7, share,
@@ -176,6 +176,45 @@ fn auto_ratio_keeps_its_bound_whatever_the_noise() {
         });
         at_least(&format!("AutoRatio, doubled rate, {name}"), found, 0.95, n);
     }
+}
+
+#[test]
+#[ignore = "minutes, in release: .ci/steps/simulations"]
+fn continuous_noise_keeps_the_bound_where_nodes_do_not() {
+    let n = many(200);
+    let both = World {
+        drift: true,
+        ..noisy(0.5, 0.8)
+    };
+    let alone = World {
+        baseline: Baseline::Quiet,
+        ..noisy(0.5, 0.0)
+    };
+    let alarms = |rng: &mut Rng, world: World, ratio: f64| {
+        let mut process = AutoRatio::continuous(1.0, History::Groups, 0.1 * ALPHA).unwrap();
+        history(rng, world, 72, |groups| process.learn(groups).unwrap());
+        ramp(rng, world, ratio, |minute, c, groups| {
+            process.observe(minute.at / 5, c, groups).unwrap();
+            process.rejects(ALPHA)
+        })
+    };
+    for (i, (name, world)) in [
+        ("stationary", QUIET),
+        ("CV .5, AR .8, drift and bursts", both),
+        ("CV .5 in the candidate only", alone),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let found = share(400 + i as u64, n, |rng| alarms(rng, world, 1.0));
+        at_most(&format!("continuous noise, {name}"), found, ALPHA, n);
+    }
+    let found = share(404, n, |rng| alarms(rng, QUIET, 2.0));
+    at_least("continuous noise, doubled rate", found, 0.95, n);
+    let found = share(405, n, |rng| {
+        auto_ratio_alarms(rng, both, 1.0, History::Groups, 72)
+    });
+    at_least("nodes, CV .5, AR .8, drift and bursts", found, 0.2, n);
 }
 
 #[test]

@@ -28,7 +28,7 @@ use llm_gates::special::normal;
 use llm_gates::{Grid, RateRatio};
 
 use rng::Rng;
-use world::{DRIFT, Noise, QUIET, RATE, REQUESTS_PER_MINUTE, World, ramp};
+use world::{DRIFT, QUIET, World, history as history_of, ramp};
 
 const ALPHA: f64 = 0.05;
 
@@ -109,30 +109,7 @@ fn rr7() -> RateRatio {
 /// A process that has learnt from so many hours before the ramp.
 fn learnt(rng: &mut Rng, world: World, history: History, hours: u32) -> AutoRatio {
     let mut process = AutoRatio::new(1.0, history, 0.1 * ALPHA).unwrap();
-    let mut noise = [0; 2].map(|_| Noise::new(world, rng));
-    for block in 0..hours * 12 {
-        let day = (std::f64::consts::TAU * f64::from(block) / 288.0).sin();
-        let (traffic, rate) = if world.drift {
-            (1.0 + 0.6 * day, RATE * (1.0 + 0.5 * day))
-        } else {
-            (1.0, RATE)
-        };
-        let groups = [0, 1].map(|i: usize| {
-            let factor = if world.baseline == world::Baseline::Quiet {
-                1.0
-            } else {
-                noise[i].factor
-            };
-            rng.counts(
-                2.5 * traffic * REQUESTS_PER_MINUTE,
-                (rate * factor).min(1.0),
-            )
-        });
-        process.learn(groups).unwrap();
-        for n in &mut noise {
-            n.next(rng);
-        }
-    }
+    history_of(rng, world, hours, |groups| process.learn(groups).unwrap());
     process
 }
 

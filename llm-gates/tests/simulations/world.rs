@@ -2,7 +2,7 @@
 
 use llm_gates::Counts;
 
-use crate::rng::Rng;
+use super::rng::Rng;
 
 /// Share of the candidate in basis points, and minutes.
 pub(crate) const RAMP: [(u16, u32); 4] = [(100, 60), (500, 240), (2500, 1440), (5000, 2880)];
@@ -11,8 +11,10 @@ pub(crate) const LOOKS: u32 = 4_620;
 pub(crate) const REQUESTS_PER_MINUTE: f64 = 1200.0;
 pub(crate) const RATE: f64 = 0.01;
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(crate) struct World {
+    /// Events per request.
+    pub(crate) rate: f64,
     /// A daily cycle of traffic and error rate, and bursts of errors that all arms share.
     pub(crate) drift: bool,
     /// Coefficient of variation of each arm's rate per 5 minutes, and its correlation from block to block.
@@ -36,6 +38,7 @@ pub(crate) enum Baseline {
 }
 
 pub(crate) const QUIET: World = World {
+    rate: RATE,
     drift: false,
     noise: 0.0,
     correlation: 0.0,
@@ -156,7 +159,7 @@ pub(crate) fn along(
 ) -> bool {
     let mut noise = [0; 3].map(|_| Noise::new(world, rng));
     for minute in minutes {
-        let (traffic, rate) = (minute.traffic, RATE * minute.rate);
+        let (traffic, rate) = (minute.traffic, world.rate * minute.rate);
         let rest = 1.0 - minute.share;
         let factors = match world.baseline {
             Baseline::Groups | Baseline::Control => [noise[1].factor, noise[2].factor],
@@ -181,6 +184,33 @@ pub(crate) fn along(
         }
     }
     false
+}
+
+/// Blocks of 5 minutes before the ramp, in which both groups of the baseline serve everybody.
+pub(crate) fn history(rng: &mut Rng, world: World, hours: u32, mut learn: impl FnMut([Counts; 2])) {
+    let mut noise = [0; 2].map(|_| Noise::new(world, rng));
+    for block in 0..hours * 12 {
+        let day = (std::f64::consts::TAU * f64::from(block) / 288.0).sin();
+        let (traffic, rate) = if world.drift {
+            (1.0 + 0.6 * day, world.rate * (1.0 + 0.5 * day))
+        } else {
+            (1.0, world.rate)
+        };
+        learn([0, 1].map(|i: usize| {
+            let factor = if world.baseline == Baseline::Quiet {
+                1.0
+            } else {
+                noise[i].factor
+            };
+            rng.counts(
+                2.5 * traffic * REQUESTS_PER_MINUTE,
+                (rate * factor).min(1.0),
+            )
+        }));
+        for n in &mut noise {
+            n.next(rng);
+        }
+    }
 }
 
 /// A world of sticky users: keys with Zipf(1) traffic and unequal error rates, whole requests of a key in one arm.

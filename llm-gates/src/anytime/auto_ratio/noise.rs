@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{History, LEVELS, PHI, S, level, sized};
+use super::{History, LEVELS, PHI, S, level, ln_weight, sized};
 use crate::Counts;
 use crate::numbers::log_sum_exp;
 
@@ -51,6 +51,14 @@ impl Noise {
     /// ln of the likelihood of each level relative to the greatest.
     pub(super) fn support(&self) -> &[f64] {
         &self.support
+    }
+
+    /// ln of the posterior weight of each level.
+    pub(super) fn ln_posterior(&self) -> [f64; LEVELS] {
+        let mut terms: [f64; LEVELS] = std::array::from_fn(|q| self.support[q] + ln_weight(q));
+        let total = log_sum_exp(&terms);
+        terms.iter_mut().for_each(|t| *t -= total);
+        terms
     }
 
     /// Learns from a block, if it has enough events.

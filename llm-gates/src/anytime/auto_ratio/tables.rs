@@ -20,6 +20,8 @@ pub(super) struct Tables {
     pub(super) points: [Points; RATIOS * SPREADS],
     /// ln of the weights of the ratios above theta0.
     pub(super) ln_ratio_weights: [f64; RATIOS - 1],
+    /// The same with less weight at both ends, which pays for what learning noise takes from the budget.
+    pub(super) ln_tilted_weights: [f64; RATIOS - 1],
     /// ln of the prior weights of the noise levels.
     pub(super) ln_weights: [f64; LEVELS],
     pub(super) stationary: [f64; NODES],
@@ -45,6 +47,7 @@ pub(super) static TABLES: LazyLock<Tables> = LazyLock::new(|| {
             }
         }),
         ln_ratio_weights: std::array::from_fn(|j| libm::log(ratios[j].weight)),
+        ln_tilted_weights: [0.03, 0.345, 0.305, 0.16, 0.10, 0.05, 0.01].map(libm::log),
         ln_weights: std::array::from_fn(ln_weight),
         stationary: stationary(),
         transitions: std::array::from_fn(|phi| std::array::from_fn(|i| transition(PHI[phi], i))),
