@@ -458,12 +458,11 @@ fn rates(setting: Setting, candidate: Counts, baseline: Counts, paired: bool) ->
 }
 
 fn ours(metric: Metric, place: Place, rng: &mut Rng, life: u64) -> Racer {
-    let plan = GatePlan {
-        alpha: ALPHA,
-        pause_alpha: None,
-        gates: vec![LiveGate::new("metric", 1.0, 0.0, Action::Rollback)],
-        pass: PassWhen::NoEvidenceOfHarm { min_samples: 1 },
-    };
+    let plan = GatePlan::new(
+        ALPHA,
+        vec![LiveGate::new("metric", 1.0, 0.0, Action::Rollback)],
+        PassWhen::NoEvidenceOfHarm { min_samples: 1 },
+    );
     let mut evidence = Evidence::new();
     match (metric, place) {
         (Metric::Errors | Metric::Safety, Place::World(world)) => {
