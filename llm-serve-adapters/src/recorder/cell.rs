@@ -112,10 +112,6 @@ const NOTHING: u64 = u64::MAX;
 const TRIES: usize = sized(2_000, 2);
 
 impl Cell {
-    #[expect(
-        clippy::large_stack_arrays,
-        reason = "23 KB, once for each thread, role and epoch"
-    )]
     pub(crate) fn new() -> Self {
         Self {
             sequence: AtomicU64::new(0),
