@@ -15,15 +15,11 @@ pub(crate) const BUCKETS: usize = SUB * (LIMIT_BITS - SUB_BITS + 1) as usize + 1
 /// The bucket of a value. Up to 64 ms every millisecond has its own.
 #[inline]
 pub(crate) fn bucket(ms: u64) -> usize {
-    if ms < SUB as u64 {
-        return usize::try_from(ms).unwrap_or(0);
-    }
-    let octave = ms.ilog2() - SUB_BITS;
-    if octave >= LIMIT_BITS - SUB_BITS {
-        return BUCKETS - 1;
-    }
-    let within = usize::try_from(ms >> octave).unwrap_or(0) & (SUB - 1);
-    SUB * (octave as usize + 1) + within
+    // Without a branch: the first two doublings are one run of buckets.
+    let octave = (ms | SUB as u64).ilog2() - SUB_BITS;
+    #[expect(clippy::cast_possible_truncation, reason = "below twice 32")]
+    let within = (ms >> octave) as usize;
+    (SUB * octave as usize + within).min(BUCKETS - 1)
 }
 
 /// The smallest value of a bucket.
