@@ -96,6 +96,13 @@ impl<'a> Draft<'a> {
         });
     }
 
+    /// The same at a newer place, for a router that somebody has put ahead of it.
+    pub(crate) fn route_again(&mut self) {
+        if let Some((_, direction)) = self.state.routed {
+            self.route(direction);
+        }
+    }
+
     pub(crate) fn done_routing(&mut self) {
         let routes = self
             .rollout

@@ -432,6 +432,20 @@ fn found<'a>(
             draft.done_routing();
             Ok(Some(draft))
         }
+        Phase::RollingBack {
+            part: Recovery::Redirecting,
+        }
+        | Phase::Promoted
+        | Phase::RolledBack
+        | Phase::Blocked
+        | Phase::Concluded
+            if !rollout.is_settled()
+                && displaced(rollout, fence, routers).is_some_and(|at| at < seq) =>
+        {
+            let mut draft = draft();
+            draft.route_again();
+            Ok(Some(draft))
+        }
         _ => Ok(None),
     }
 }
@@ -447,12 +461,18 @@ fn told_to_go_back(rollout: &Rollout, routers: &Observed) -> Option<Cause> {
             || (rollout.state().routed.is_some() && Some(router.at.seq) > last)
         {
             Some(Cause::Marked { router: named() })
-        } else if has_forgotten(rollout, router) {
+        } else if has_forgotten(rollout, router) || is_ahead(rollout, router) {
             Some(Cause::Drifted { router: named() })
         } else {
             None
         }
     })
+}
+
+/// A router that carries out what comes after the split in force: this rollout never told it to.
+fn is_ahead(rollout: &Rollout, router: &RouterState) -> bool {
+    let routed = rollout.state().routed;
+    routed.is_some_and(|(routed, _)| router.at.seq > routed)
 }
 
 /// A router that remembers nothing, and began with the split of this rollout: it may have been told to go back before.
@@ -482,6 +502,17 @@ fn drifted(rollout: &Rollout, routers: &Observed) -> Option<String> {
                 || (r.at.seq == routed && !r.lapsed && r.split != rollout.state().split)
         })
         .map(|(id, _)| id.to_string())
+}
+
+/// A router that serves something else in the place of what it is told, or in a later one: it takes that for newer, and only what
+/// is newer still puts it right. The latest such place.
+fn displaced(rollout: &Rollout, fence: Fence, routers: &Observed) -> Option<Seq> {
+    let (routed, _) = rollout.state().routed?;
+    let at = Position { fence, seq: routed };
+    let others = routers
+        .reachable()
+        .filter(|(_, r)| r.at > at || (r.at == at && r.split != rollout.state().split));
+    others.map(|(_, r)| r.at.seq).max()
 }
 
 fn judged<'a>(

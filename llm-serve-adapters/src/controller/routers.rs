@@ -1,9 +1,9 @@
 //! The routers: read back, told what the log says, renewed.
 
-use super::Controller;
+use super::{Controller, is_back};
 use crate::host::{ErrorKind, Result, Support, TrafficRouter};
 use futures_util::future::join_all;
-use llm_rollout::{Direction, Fence, Observed, Order, Position, Rollout, RouterState, Step};
+use llm_rollout::{Direction, Fence, Input, Observed, Order, Position, Rollout, RouterState, Step};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,7 +59,8 @@ impl Controller {
         Ok(observed)
     }
 
-    /// While an append is in doubt: nothing but renewals, within the grace; or the way back, if that is what is in doubt.
+    /// While an append is in doubt: nothing but renewals, within the grace; or the way back, if that is what is in doubt, or what the
+    /// routers say.
     ///
     /// # Errors
     /// As [`Self::routers_round`].
@@ -67,7 +68,15 @@ impl Controller {
         if self.now() >= self.next_round {
             match self.doubt.as_ref().and_then(|d| d.left.clone()) {
                 Some(step) => drop(self.emergency(&step).await?),
-                None => drop(self.routers_round().await?),
+                None => {
+                    let (fence, routers) = (self.fence, self.routers_round().await?);
+                    if self.may_go_back_unlogged()
+                        && let Ok(Some(step)) = self.decide(Input::Found { fence, routers })
+                        && is_back(&step)
+                    {
+                        self.take(step, None).await?;
+                    }
+                }
             }
             let every = self
                 .rollout()
@@ -125,7 +134,19 @@ async fn visit(
     let Some(order) = rollout.and_then(|r| r.order(fence, state.clock)) else {
         return Ok(state);
     };
-    let told = if state.at < order.at && (forward || order.direction == Direction::Back) {
+    // What it says is enough to go back; an order that is refused, or whose answer is lost, would only hide it.
+    // So is a newer split than ours, which a router without a memory has from the store: somebody else owns the log.
+    let told_back = |r: &Rollout| {
+        state.latch.is_some()
+            || state.mark.as_ref() == Some(r.id())
+            || state.split.epoch > order.split.epoch
+    };
+    let may = match order.direction {
+        Direction::Back => true,
+        Direction::End => forward,
+        Direction::Forward | Direction::Promote => forward && !rollout.is_some_and(told_back),
+    };
+    let told = if state.at < order.at && may {
         router.set(&order).await
     } else if state.at == order.at
         && order.direction == Direction::Forward
