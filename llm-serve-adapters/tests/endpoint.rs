@@ -11,6 +11,7 @@ use llm_rollout::{
     Cause, EndpointId, Fence, Order, Phase, Plan, Position, Probed, Response, RouterClock,
     RouterId, RouterState, Seq, Timestamp,
 };
+use llm_serve_adapters::backend::Together;
 use llm_serve_adapters::host::{
     Calendar, Error, Letter, Manifests, Notifier, Probe, Result, RouterCapabilities,
     ServingBackend, StateStore as _, Support, TrafficRouter,
@@ -23,8 +24,9 @@ use llm_version_core::{
     Component, ComponentKind, Digest, Draft, Manifest, Name, Safety, Surroundings, Version,
     VersionId,
 };
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 async fn host() -> (Cuttable, Host) {
@@ -828,5 +830,105 @@ async fn a_notifier_that_is_down_blocks_nothing_and_hears_it_later() {
         keys.len(),
         heard.len(),
         "nothing is told twice once it has arrived"
+    );
+}
+
+/// Engines that serve LoRA adapters, one a version, on base weights that all of them share.
+#[derive(Debug, Clone, Default)]
+struct Shared(Arc<Mutex<SharedWeights>>);
+
+#[derive(Debug, Default)]
+struct SharedWeights {
+    /// The newest order about each adapter, and whether it is loaded.
+    adapters: BTreeMap<VersionId, (Position, bool)>,
+    base_loads: usize,
+    base_unloads: usize,
+}
+
+impl Shared {
+    /// With the adapter of the first version loaded.
+    fn with_first() -> Self {
+        let shared = Self::default();
+        shared
+            .order(&version(1), Position::default(), true)
+            .unwrap();
+        shared
+    }
+
+    fn order(&self, v: &VersionId, at: Position, load: bool) -> Result<()> {
+        let mut weights = self.0.lock().unwrap();
+        let newest = weights.adapters.get(v).map_or(at, |(newest, _)| *newest);
+        if at < newest {
+            return Err(Error::permanent("something newer was ordered"));
+        }
+        let before = weights.adapters.values().any(|(_, loaded)| *loaded);
+        weights.adapters.insert(v.clone(), (at, load));
+        let after = weights.adapters.values().any(|(_, loaded)| *loaded);
+        weights.base_loads += usize::from(!before && after);
+        weights.base_unloads += usize::from(before && !after);
+        Ok(())
+    }
+
+    /// Versions whose adapter is loaded; how often the base weights were loaded, and unloaded.
+    fn stands(&self) -> (Vec<VersionId>, usize, usize) {
+        let weights = self.0.lock().unwrap();
+        let loaded = weights.adapters.iter().filter(|(_, (_, loaded))| *loaded);
+        let loaded = loaded.map(|(v, _)| v.clone()).collect();
+        (loaded, weights.base_loads, weights.base_unloads)
+    }
+}
+
+#[async_trait]
+impl ServingBackend for Shared {
+    async fn prepare(&self, v: &VersionId, at: Position) -> Result<()> {
+        self.order(v, at, true)
+    }
+
+    async fn healthy(&self, v: &VersionId) -> Result<Option<bool>> {
+        Ok(Some(self.stands().0.contains(v)))
+    }
+
+    async fn in_flight(&self, _: &VersionId) -> Result<Option<u64>> {
+        Ok(Some(0))
+    }
+
+    async fn retire(&self, v: &VersionId, at: Position) -> Result<()> {
+        self.order(v, at, false)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn adapters_come_and_go_on_base_weights_that_stay_in_all_parts_alike() {
+    let (store, prefill, decode) = (
+        Cuttable::default(),
+        Shared::with_first(),
+        Shared::with_first(),
+    );
+    let parts = Together::new()
+        .part("prefill", prefill.clone())
+        .part("decode", decode.clone());
+    let mut host = Host::with(&store, |b| b.backend(parts)).await;
+    let both = |loaded: &[u8], when: &str| {
+        let loaded: Vec<_> = loaded.iter().copied().map(version).collect();
+        for part in [&prefill, &decode] {
+            assert_eq!(part.stands(), (loaded.clone(), 1, 0), "{when}");
+        }
+    };
+    let bad = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
+    host.live(30, 40, &alike).await;
+    both(&[1, 2], "side by side");
+    host.live(900, 40, &second_is_bad).await;
+    assert_eq!(bad.finished().await.unwrap().phase, Phase::RolledBack);
+    both(&[1], "the candidate's adapter goes, and nothing else");
+
+    release(&mut host, "r2", 3).await;
+    host.live(60, 40, &alike).await;
+    both(
+        &[3],
+        "the old adapter goes after promotion, and nothing else",
     );
 }
