@@ -35,9 +35,9 @@ mod verdict;
 pub use counts::{BadCounts, Counts};
 pub use limits::{Breach, Decision, Limit, decide};
 pub use live::{
-    Arm, BadGatePlan, BadWindow, ColdStart, Direction, Evidence, Exposed, GateEvidence, GatePlan,
-    HardLimit, HardLimitEvidence, Increment, Judgement, LiveGate, LiveThreshold, Look, PassWhen,
-    Sustained, ThresholdEvidence, Window,
+    Arm, Assumed, BadGatePlan, BadWindow, ColdStart, Direction, Evidence, Exposed, GateEvidence,
+    GatePlan, HardLimit, HardLimitEvidence, Increment, Judgement, LiveGate, LiveThreshold, Look,
+    PassWhen, Sustained, ThresholdEvidence, Window,
 };
 pub use moments::Moments;
 pub use rate_ratio::{Alternative, BadRateRatio, Grid, RateRatio};

@@ -8,7 +8,7 @@ mod plan;
 mod threshold;
 mod window;
 
-pub use evidence::{Evidence, GateEvidence, Judgement, Look};
+pub use evidence::{Assumed, Evidence, GateEvidence, Judgement, Look};
 pub use plan::{BadGatePlan, ColdStart, Direction, GatePlan, LiveGate, PassWhen};
 pub use threshold::{HardLimit, HardLimitEvidence, LiveThreshold, Sustained, ThresholdEvidence};
 pub use window::{Arm, BadWindow, Exposed, Increment, Window};

@@ -1,6 +1,7 @@
 //! Evidence as state: saved after each look, never reset within an attempt.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +81,33 @@ pub struct GateEvidence {
     /// Whether it only reports.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
+    /// What is taken for granted, since nothing before the ramp has told it: alpha is kept as far as this is so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub assumed: Vec<Assumed>,
+}
+
+/// What a gate takes for granted of which it has learnt nothing before the ramp.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Assumed {
+    /// No noise of an arm outlasts a window: see [`Evidence::learn`].
+    QuietArms,
+    /// The users of both arms are alike: see [`Evidence::learn_slice`]. It is so where requests, not users, are assigned at random.
+    EqualUsers,
+}
+
+impl fmt::Display for Assumed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::QuietArms => {
+                "no history of the baseline: its noise is taken to be over within a look"
+            }
+            Self::EqualUsers => {
+                "users were not counted before the ramp: those of both arms are taken to be alike"
+            }
+        })
+    }
 }
 
 /// What all gates together say after a window, and nothing of each.
@@ -220,12 +248,17 @@ impl Evidence {
         Ok(())
     }
 
+    /// Whether history of a metric would come too late, or again: some has been learnt, or windows have been counted.
+    pub fn has_begun(&self, metric: &str) -> bool {
+        self.history.contains_key(metric) || self.metrics.contains_key(metric)
+    }
+
     /// Counts a future slice of users, named by the candidate's share in basis points, while the baseline still serves everybody: `candidate` for those who will get the
     /// candidate at that share, `baseline` for the rest (or the control arm). Sticky users differ persistently, so two slices of one baseline differ too; the upper bound of their ratio enters
     /// the null hypothesis once [`Evidence::expose`] says that the slice is exposed. 24 hours are recommended.
     ///
     /// # Errors
-    /// [`BadWindow`] for counts that cannot be, or once windows have been counted; nothing changes then.
+    /// [`BadWindow`] for counts that cannot be, or once windows of the metric have been counted; nothing changes then.
     pub fn learn_slice(
         &mut self,
         metric: &str,
@@ -233,10 +266,10 @@ impl Evidence {
         candidate: Counts,
         baseline: Counts,
     ) -> Result<(), BadWindow> {
-        if !self.metrics.is_empty() {
+        if self.metrics.contains_key(metric) {
             return Err(BadWindow::History {
                 metric: metric.to_owned(),
-                why: "comes after the first window: count slices before the ramp",
+                why: "comes after the metric's first window: count slices before the ramp",
             });
         }
         let slice = self
@@ -311,6 +344,10 @@ impl Evidence {
                 .get(&gate.metric)
                 .and_then(|i| Gain::of(&gate.metric, i).ok()?.toward(gate.direction));
             if let (Some(metric), Some(gain)) = (self.metrics.get_mut(&gate.metric), gain) {
+                metric.paired = matches!(
+                    window.metrics.get(&gate.metric),
+                    Some(Increment::Compared(_) | Increment::Paired(_))
+                );
                 metric.ask(&plan.pass);
                 metric.observe(&gain, tolerated);
             }
@@ -350,6 +387,19 @@ impl Evidence {
             .map_or((1.0, 1.0), |(slice, metric)| {
                 slice.tolerated(gate.direction, metric.kind)
             })
+    }
+
+    fn assumed(&self, gate: &LiveGate, metric: &MetricEvidence) -> Vec<Assumed> {
+        // Both arms have answered the same requests, or drift is looked for, which is no ratio of two arms.
+        if metric.paired || matches!(metric.kind, Kind::Categories(_) | Kind::Embedding(_)) {
+            return Vec::new();
+        }
+        let slices = self.slices.get(&gate.metric);
+        let slice = self.share.and_then(|share| slices?.get(&share));
+        let counted = slice.is_some_and(|s| s.candidate.n > 0 && s.baseline.n > 0);
+        let quiet = (!metric.knows_noise()).then_some(Assumed::QuietArms);
+        let equal = (!counted || metric.kind == Kind::Score).then_some(Assumed::EqualUsers);
+        quiet.into_iter().chain(equal).collect()
     }
 
     /// Everything that can be wrong with a window, before anything changes; returns the metrics that it is the first window of.
@@ -578,6 +628,7 @@ impl Evidence {
                 users: (users > 1.0).then_some(users),
                 late_starts: metric.late_starts(),
                 dry_run: gate.dry_run,
+                assumed: self.assumed(gate, metric),
             }
         };
         let gates = self.gated(plan).map(describe).collect();

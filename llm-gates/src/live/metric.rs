@@ -119,6 +119,9 @@ pub(super) struct MetricEvidence {
     spread: f64,
     #[serde(default, skip_serializing_if = "Direction::is_default")]
     pub(super) direction: Direction,
+    /// Whether both arms answer the same requests.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) paired: bool,
     /// Tolerated harm, and harm to be excluded, that the evidence was gathered against.
     margin: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -210,6 +213,7 @@ impl MetricEvidence {
             mantel_haenszel: (0.0, 0.0),
             spread: 0.0,
             direction: gate.direction,
+            paired: false,
             margin: gate.margin,
             excluded: None,
             harm,
@@ -367,6 +371,11 @@ impl MetricEvidence {
             Process::Late { alpha1, .. } => *alpha1,
             _ => 0.0,
         }
+    }
+
+    /// Whether the test allows for noise that outlasts a window, or has been told that there is none.
+    pub(super) const fn knows_noise(&self) -> bool {
+        matches!(self.harm, Process::Auto(_) | Process::Late { .. })
     }
 
     /// Whether evidence may start afresh.

@@ -365,6 +365,40 @@ fn users_that_differ_before_the_ramp_are_no_harm() {
 }
 
 #[test]
+fn what_is_taken_for_granted_is_said() {
+    let plan = error_only(Action::Rollback);
+    let assumed = |evidence: &Evidence, increment: Increment| {
+        let judgement = evidence.clone().observe(&plan, &one(0, increment)).unwrap();
+        judgement.gates[0].assumed.clone()
+    };
+    let rate = || increment((500, 5), (10_000, 100));
+    let pairs = Increment::Compared(Comparisons {
+        wins: 1,
+        ties: 8,
+        losses: 1,
+    });
+    let mut evidence = Evidence::new();
+    let (quiet, equal) = (Assumed::QuietArms, Assumed::EqualUsers);
+    assert_eq!(assumed(&evidence, rate()), [quiet, equal]);
+    assert_eq!(assumed(&evidence, pairs), []);
+    let half = Counts::new(5_000, 50);
+    evidence
+        .learn_slice("error", 500, Counts::new(400, 4), half)
+        .unwrap();
+    assert_eq!(assumed(&evidence, rate()), [quiet, equal], "another slice");
+    evidence.expose(500);
+    assert_eq!(assumed(&evidence, rate()), [quiet]);
+    assert!(!evidence.has_begun("error"));
+    evidence.learn(&plan, "error", [half, half]).unwrap();
+    assert!(evidence.has_begun("error") && !evidence.has_begun("other"));
+    assert_eq!(assumed(&evidence, rate()), []);
+    // A metric that has begun keeps no other from being learnt.
+    evidence.look(&plan, &one(0, rate())).unwrap();
+    let late = |e: &mut Evidence, metric| e.learn_slice(metric, 500, half, half).is_err();
+    assert!(late(&mut evidence, "error") && !late(&mut evidence, "slow"));
+}
+
+#[test]
 fn learnt_noise_is_no_harm_and_survives_json() {
     let plan = error_only(Action::Rollback);
     let (mut blind, mut wise) = (Evidence::new(), Evidence::new());

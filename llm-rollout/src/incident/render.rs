@@ -225,6 +225,11 @@ impl Incident {
             evidence.bound.min(999.0),
             evidence.samples
         )));
+        for gate in &evidence.gates {
+            for assumed in &gate.assumed {
+                blocks.push(Block::Line(format!("{}: {assumed}.", gate.metric)));
+            }
+        }
     }
 }
 
