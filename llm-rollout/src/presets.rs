@@ -126,10 +126,13 @@ impl Pace {
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// A tenth of the shortest dwell, from a second to a minute: a stage is left at a look, so a long time between two would stretch a
-/// short one. Looking more often costs no error budget.
+/// short one. A hundredth where answers are compared: scores bet once a look, and a few looks could never send anything back. Looking
+/// more often costs no error budget.
 fn look_every(stages: &[StageSpec]) -> Duration {
     let shortest = stages.iter().map(|s| s.dwell).min().unwrap_or_default();
-    (shortest / 10).clamp(Duration::from_secs(1), Duration::from_secs(60))
+    let mirrored = stages.iter().any(|s| s.mirror.0 > Share::NONE);
+    let part = if mirrored { 100 } else { 10 };
+    (shortest / part).clamp(Duration::from_secs(1), Duration::from_secs(60))
 }
 
 fn stage(serve: Share, dwell: Duration) -> StageSpec {

@@ -4,6 +4,7 @@
 //! the endpoint's log; whoever acquires after it stops it. [`Controller::turn`] is one pass and returns how long nothing is due.
 
 mod jobs;
+mod learn;
 mod look;
 mod probes;
 mod queue;
@@ -14,9 +15,10 @@ use crate::host::{
     Calendar, Clock, Error, ErrorKind, Evaluator, Incidents, Manifests, MetricSource, Notifier,
     Owned, Probe, Result, ServingBackend, StateStore, TrafficRouter,
 };
-use crate::journal::{Checkpoint, Entry, Event, Ledger};
+use crate::journal::{Entry, Event, Ledger};
 use crate::recorder::Recorder;
 use jobs::{Finished, Jobs};
+use learn::{Learner, Saved};
 use llm_rollout::{
     Alarm, Command, Direction, Effect, EndpointId, Fence, Input, Observed, Phase, Position,
     Recovery, Rejected, Rollout, RolloutId, RouterId, Step, Timestamp,
@@ -129,6 +131,7 @@ pub(crate) struct Controller {
     /// When each router answered last, or this controller began.
     answered: BTreeMap<RouterId, Timestamp>,
     watch: Watching,
+    learner: Learner,
     /// How often in a row the backend has said that the baseline cannot serve.
     unhealthy: u32,
 }
@@ -173,6 +176,7 @@ impl Controller {
             answered: BTreeMap::new(),
             unhealthy: 0,
             watch: Watching::default(),
+            learner: Learner::default(),
         };
         controller.read_log().await?;
         if controller.ledger.next < next {
@@ -234,6 +238,7 @@ impl Controller {
     /// Fenced out, or the log is damaged: it must stop. Everything else is tried again.
     pub(crate) async fn turn(&mut self) -> Result<Duration> {
         let now = self.now();
+        self.parts.recorder.note(now);
         if let Some(doubt) = &self.doubt {
             if now < doubt.retry_at {
                 // Leases are renewed, and going back stays possible, while the store is down.
@@ -372,15 +377,23 @@ impl Controller {
     }
 
     /// Logs a step and folds it in. `false`: it is not in the log for certain; where it goes back, the routers have been told.
-    async fn take(&mut self, step: Step, checkpoint: Option<Checkpoint>) -> Result<bool> {
+    async fn take(&mut self, step: Step, saved: Option<Saved>) -> Result<bool> {
         let back = is_back(&step);
         let binding = is_binding(&step);
+        let logged = self.learner.logged(saved.as_ref());
+        let (checkpoint, seen) = match saved {
+            None => (None, None),
+            Some(Saved::Whole(checkpoint)) => (Some(*checkpoint), None),
+            Some(Saved::Added(seen)) => (None, Some(seen)),
+        };
         let event = Event::Stepped {
             step: Box::new(step.clone()),
             checkpoint,
+            seen,
         };
         match self.append(event).await {
             Ok(()) => {
+                self.learner.since_whole = logged;
                 if self.awaits_routers() {
                     self.next_round = self.now();
                 }

@@ -11,15 +11,18 @@ use crate::host::{
     Calendar, Clock, Error, ErrorKind, Evaluator, Incidents, Manifests, MetricSource, Notifier,
     Probe, ServingBackend, StateStore, TrafficRouter,
 };
+use crate::joined::Joined;
 use crate::journal::{End, Entry, Ledger};
-use crate::recorder::Recorder;
+use crate::recorder::{Labels, Recorder};
 use crate::router::InProcessRouter;
+use crate::shadow::Shadow;
 use llm_rollout::incident::Incident;
 use llm_rollout::{
     Alarm, Command, EndpointId, Epoch, Fence, Phase, Plan, Rollout, RolloutId, RouterId, Seq,
     Split, Verb,
 };
 use llm_version_core::VersionId;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -81,6 +84,8 @@ pub struct EndpointBuilder {
     bootstrap: VersionId,
     routers: Vec<Arc<dyn TrafficRouter>>,
     source: Option<Arc<dyn MetricSource>>,
+    shadows: BTreeMap<String, Shadow>,
+    labels: Option<Arc<Labels>>,
     backend: Option<Arc<dyn ServingBackend>>,
     evaluator: Option<Arc<dyn Evaluator>>,
     notifiers: Vec<Arc<dyn Notifier>>,
@@ -109,6 +114,21 @@ impl EndpointBuilder {
     #[must_use]
     pub fn source(mut self, source: impl MetricSource) -> Self {
         self.source = Some(Arc::new(source));
+        self
+    }
+
+    /// Judges the plan's metrics `{ pair = "name" }` by this shadow's comparisons, beside whatever the source counts. One for each name.
+    #[must_use]
+    pub fn shadow(mut self, name: impl Into<String>, shadow: &Shadow) -> Self {
+        self.shadows.insert(name.into(), shadow.clone());
+        self
+    }
+
+    /// Judges the plan's metrics `{ label = "name" }` and `{ unlabelled = "name" }` by these labels, beside whatever the source counts.
+    /// The host tells them which requests have ended, and what is said about them.
+    #[must_use]
+    pub fn labels(mut self, labels: &Arc<Labels>) -> Self {
+        self.labels = Some(Arc::clone(labels));
         self
     }
 
@@ -224,9 +244,12 @@ impl EndpointBuilder {
             endpoint: id.clone(),
             store: Arc::clone(&self.store),
             routers,
-            source: self
-                .source
-                .unwrap_or_else(|| Arc::clone(&recorder) as Arc<dyn MetricSource>),
+            source: Joined::of(
+                self.source
+                    .unwrap_or_else(|| Arc::clone(&recorder) as Arc<dyn MetricSource>),
+                self.shadows,
+                self.labels,
+            ),
             recorder: Arc::clone(&recorder),
             backend: self.backend,
             evaluator: self.evaluator,
@@ -289,6 +312,8 @@ impl Endpoint {
             bootstrap: bootstrap.0,
             routers: Vec::new(),
             source: None,
+            shadows: BTreeMap::new(),
+            labels: None,
             backend: None,
             evaluator: None,
             notifiers: Vec::new(),

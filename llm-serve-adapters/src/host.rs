@@ -5,7 +5,7 @@
 
 pub use crate::recorder::SliceCounts;
 use async_trait::async_trait;
-use llm_gates::{Measurements, Window};
+use llm_gates::{Counts, Measurements, Window};
 use llm_rollout::incident::Incident;
 use llm_rollout::{
     EndpointId, Epoch, Fence, Heartbeat, IntentId, MetricDef, Notice, Order, Position, Probed,
@@ -190,6 +190,27 @@ pub struct Reading {
     pub heartbeat: Option<Heartbeat>,
 }
 
+/// What one metric has counted of the baseline in past blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain data: hosts write metric sources against it"
+)]
+pub struct Past {
+    /// The metric's name.
+    pub metric: String,
+    /// Blocks of [`Self::BLOCK`], oldest first, without overlap. Of each the requests, and those that count, in two stable groups of the
+    /// baseline's replicas; all in the first where replicas are not told apart.
+    pub blocks: Vec<[Counts; 2]>,
+}
+
+impl Past {
+    /// Length of a block.
+    pub const BLOCK: Duration = Duration::from_secs(300);
+    /// More blocks than these (three days) are of no use.
+    pub const MOST: usize = 864;
+}
+
 /// Counts what happened.
 ///
 /// A source that has no answer, an answer of NaN, or a stale one returns an error: it never makes up a window.
@@ -214,6 +235,15 @@ pub trait MetricSource: Debug + Send + Sync + 'static {
     /// # Errors
     /// As [`Self::open`].
     async fn slices(&self, _query: Query<'_>) -> Result<Vec<SliceCounts>> {
+        Ok(Vec::new())
+    }
+
+    /// What the baseline has counted before now, whatever the epoch: how much it varies by itself. Asked once, when a metric is about to
+    /// be judged for the first time; three days are enough. Nothing, from a source that keeps no history.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; there is no history then.
+    async fn history(&self, _query: Query<'_>, _now: Timestamp) -> Result<Vec<Past>> {
         Ok(Vec::new())
     }
 }

@@ -1,7 +1,7 @@
 //! The endpoint's log: what an entry holds, and what the entries add up to.
 
-use crate::host::{Cursor, Error, StateStore};
-use llm_gates::Evidence;
+use crate::host::{Cursor, Error, SliceCounts, StateStore};
+use llm_gates::{Evidence, Window};
 use llm_rollout::incident::Incident;
 use llm_rollout::{
     Cause, Effect, EndpointId, Epoch, Format, Intent, IntentId, Notice, Outcome, Phase, Plan,
@@ -144,13 +144,17 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         said: Option<Said>,
     },
-    /// A decision of the rollout in progress; with a look, the evidence as of that look, in the same commit.
+    /// A decision of the rollout in progress; with a look, the evidence as of that look, in the same commit: whole, or what the look
+    /// has added to what was logged before.
     Stepped {
         /// The decision.
         step: Box<Step>,
         /// The evidence and where its source stood.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         checkpoint: Option<Checkpoint>,
+        /// What was added to it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seen: Option<Seen>,
     },
     /// A rollout waits for its turn.
     Queued(Box<Queued>),
@@ -242,6 +246,22 @@ pub struct Checkpoint {
     pub cursor: Cursor,
     /// The epoch that the cursor belongs to.
     pub epoch: Epoch,
+    /// What had been counted in this epoch of slices of users that later stages expose; the evidence knows it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ahead: Vec<SliceCounts>,
+}
+
+/// What a look has added to the evidence: a few hundred bytes, where evidence that has learnt noise takes some tens of thousands.
+///
+/// A program that does not know it reads on from the last whole evidence and its cursor, and counts the same requests in another
+/// window.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_structs, reason = "it is what logs hold")]
+pub struct Seen {
+    /// The window.
+    pub window: Window,
+    /// Where the source stood after it.
+    pub cursor: Cursor,
 }
 
 /// An entry that cannot be used. Nothing is overwritten.
@@ -382,7 +402,16 @@ impl Ledger {
                 self.latest = self.latest.max(*at);
             }
             Event::Submitted { rollout, .. } => self.submitted(rollout),
-            Event::Stepped { step, checkpoint } => self.stepped(step, checkpoint.as_ref()),
+            Event::Stepped {
+                step,
+                checkpoint,
+                seen,
+            } => {
+                if let Some(seen) = seen {
+                    self.seen(seen);
+                }
+                self.stepped(step, checkpoint.as_ref());
+            }
             Event::Queued(queued) => {
                 self.latest = self.latest.max(queued.at);
                 self.queue.push((**queued).clone());
@@ -485,6 +514,24 @@ impl Ledger {
         self.rollout = Some(rollout.clone());
         self.checkpoint = None;
         self.largest_share = Share::NONE;
+    }
+
+    /// Adds a window to the evidence, in the stage that the rollout is in before the step. What a later version of the statistics should
+    /// refuse counts as nothing.
+    fn seen(&mut self, seen: &Seen) {
+        let sight = self.rollout.as_ref().and_then(|rollout| {
+            let gates = rollout.plan().gate_plan(rollout.phase().stage()?)?;
+            Some((gates, rollout.state().split.share))
+        });
+        let (Some((gates, share)), Some(checkpoint)) = (sight, &mut self.checkpoint) else {
+            return;
+        };
+        if checkpoint.epoch.get() == seen.window.epoch {
+            checkpoint.evidence.expose(share.basis_points());
+            // In either case it is over.
+            drop(checkpoint.evidence.look(&gates, &seen.window));
+            checkpoint.cursor = seen.cursor.clone();
+        }
     }
 
     fn stepped(&mut self, step: &Step, checkpoint: Option<&Checkpoint>) {

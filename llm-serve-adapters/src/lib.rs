@@ -20,6 +20,7 @@ mod http_client;
 #[cfg(feature = "import")]
 pub mod import;
 mod incidents;
+mod joined;
 pub mod journal;
 #[cfg(feature = "tower")]
 pub mod layer;

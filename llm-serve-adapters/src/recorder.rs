@@ -11,6 +11,7 @@
 mod cell;
 mod exemplars;
 mod histogram;
+mod history;
 #[cfg(all(test, loom_check))]
 mod interleavings;
 mod labels;
@@ -23,6 +24,7 @@ mod ticket;
 mod waiting;
 
 pub use self::exemplars::{Exemplar, Exemplars};
+pub(crate) use self::labels::Cohorts;
 pub use self::labels::{LabelSum, Labels, NotLabelled};
 pub use self::snapshot::{Realised, Row, Snapshot};
 pub use self::source::SliceCounts;
@@ -46,6 +48,7 @@ pub struct Recorder {
     /// Differs for every recorder: its counts begin at zero.
     boot: u64,
     overload_is_fault: bool,
+    past: history::Ring,
 }
 
 impl Recorder {
@@ -79,6 +82,7 @@ impl Recorder {
             registry: Registry::new(flags),
             boot,
             overload_is_fault: false,
+            past: history::Ring::default(),
         })
     }
 

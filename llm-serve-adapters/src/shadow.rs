@@ -11,15 +11,17 @@
 //!
 //! let shadow = Shadow::new(Limits::default(), Normalised);
 //! // On the request path: never waits.
-//! if let Some(_candidate) = plane.router.mirror(session, plane.router.now()) {
-//!     let pair = shadow.offer(Request::safe().tokens(400), ask_candidate);
+//! if let Some(candidate) = plane.router.mirror(session, plane.router.now()) {
+//!     let pair = shadow.offer(candidate, Request::safe().tokens(400), ask_candidate);
 //!     // ... the user's own request ...
 //!     pair.answered("what the user got");
 //! }
 //! # }
 //! ```
 
+use crate::router::VersionSlot;
 use async_trait::async_trait;
+use llm_gates::quality::{Comparisons, Preference};
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -98,26 +100,66 @@ impl Request {
     }
 }
 
-/// How alike two replies are.
-#[async_trait]
-pub trait Compare: Send + Sync + 'static {
-    /// From 0 (nothing in common) to 1 (as good as the same). None: it cannot tell.
-    async fn alike(&self, baseline: &str, candidate: &str) -> Option<f64>;
+/// Which of two replies to one request is the better one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a comparison of two has three outcomes"
+)]
+pub enum Better {
+    /// What the user got.
+    Baseline,
+    /// Neither.
+    Neither,
+    /// What the candidate would have said.
+    Candidate,
 }
 
-/// The same bytes or not.
+/// What a comparison says of two replies.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "plain data, given by hosts")]
+pub struct Compared {
+    /// From 0 (nothing in common) to 1 (as good as the same).
+    pub alike: f64,
+    /// Which one is better.
+    pub better: Better,
+}
+
+impl Compared {
+    /// By likeness alone: replies at least this alike are a tie, others count against the candidate, since nobody can say that they
+    /// are better. A gate's margin is then the part of the replies that may differ. None unless the likeness is one.
+    pub fn by_likeness(alike: f64, tie_from: f64) -> Option<Self> {
+        let better = if alike >= tie_from {
+            Better::Neither
+        } else {
+            Better::Baseline
+        };
+        (0.0..=1.0)
+            .contains(&alike)
+            .then_some(Self { alike, better })
+    }
+}
+
+/// Compares two replies to one request.
+#[async_trait]
+pub trait Compare: Send + Sync + 'static {
+    /// What there is to say of them. None: it cannot tell, which is no pair.
+    async fn compare(&self, baseline: &str, candidate: &str) -> Option<Compared>;
+}
+
+/// The same bytes (a tie), or not (a loss).
 #[derive(Debug, Clone, Copy, Default)]
 #[expect(clippy::exhaustive_structs, reason = "has nothing to say")]
 pub struct Exact;
 
 #[async_trait]
 impl Compare for Exact {
-    async fn alike(&self, baseline: &str, candidate: &str) -> Option<f64> {
-        Some(f64::from(u8::from(baseline == candidate)))
+    async fn compare(&self, baseline: &str, candidate: &str) -> Option<Compared> {
+        Compared::by_likeness(f64::from(u8::from(baseline == candidate)), 1.0)
     }
 }
 
-/// The same words or not, whatever case, spaces and punctuation at their ends.
+/// The same words (a tie) or not (a loss), whatever case, spaces and punctuation at their ends.
 #[derive(Debug, Clone, Copy, Default)]
 #[expect(clippy::exhaustive_structs, reason = "has nothing to say")]
 pub struct Normalised;
@@ -135,27 +177,31 @@ impl Normalised {
 
 #[async_trait]
 impl Compare for Normalised {
-    async fn alike(&self, baseline: &str, candidate: &str) -> Option<f64> {
-        Some(f64::from(u8::from(
-            Self::words(baseline).eq(Self::words(candidate)),
-        )))
+    async fn compare(&self, baseline: &str, candidate: &str) -> Option<Compared> {
+        let same = Self::words(baseline).eq(Self::words(candidate));
+        Compared::by_likeness(f64::from(u8::from(same)), 1.0)
     }
 }
 
-/// The cosine of two embeddings, those of opposite direction as 0.
+/// The cosine of two embeddings, those of opposite direction as 0; a tie from a likeness on, else a loss.
 #[derive(Clone)]
-pub struct Embedding<F>(F);
+pub struct Embedding<F> {
+    embed: F,
+    tie_from: f64,
+}
 
 impl<F> Embedding<F> {
-    /// By this function, a model's as a rule.
-    pub const fn new(embed: F) -> Self {
-        Self(embed)
+    /// By this function, a model's as a rule; replies at least this alike are a tie.
+    pub const fn new(embed: F, tie_from: f64) -> Self {
+        Self { embed, tie_from }
     }
 }
 
 impl<F> fmt::Debug for Embedding<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Embedding").finish_non_exhaustive()
+        f.debug_struct("Embedding")
+            .field("tie_from", &self.tie_from)
+            .finish_non_exhaustive()
     }
 }
 
@@ -165,9 +211,9 @@ where
     F: Fn(String) -> R + Send + Sync + 'static,
     R: Future<Output = Option<Vec<f32>>> + Send,
 {
-    async fn alike(&self, baseline: &str, candidate: &str) -> Option<f64> {
-        let a = (self.0)(baseline.to_owned()).await?;
-        let b = (self.0)(candidate.to_owned()).await?;
+    async fn compare(&self, baseline: &str, candidate: &str) -> Option<Compared> {
+        let a = (self.embed)(baseline.to_owned()).await?;
+        let b = (self.embed)(candidate.to_owned()).await?;
         if a.len() != b.len() {
             return None;
         }
@@ -178,16 +224,18 @@ where
                 .sum::<f64>()
         };
         let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
-        cosine.is_finite().then(|| cosine.clamp(0.0, 1.0))
+        let alike = cosine.is_finite().then(|| cosine.clamp(0.0, 1.0))?;
+        Compared::by_likeness(alike, self.tie_from)
     }
 }
 
-/// Whatever a judge says of both replies.
+/// A judge that says which of two replies is better. It is asked in both orders, since judges prefer a place: a reply is better
+/// where it is preferred in both, or in one with a tie in the other.
 #[derive(Clone)]
 pub struct Judge<F>(F);
 
 impl<F> Judge<F> {
-    /// A judge is asked with the baseline's reply and the candidate's.
+    /// The judge is asked with the first reply and the second.
     pub const fn new(ask: F) -> Self {
         Self(ask)
     }
@@ -203,11 +251,30 @@ impl<F> fmt::Debug for Judge<F> {
 impl<F, R> Compare for Judge<F>
 where
     F: Fn(String, String) -> R + Send + Sync + 'static,
-    R: Future<Output = Option<f64>> + Send,
+    R: Future<Output = Option<Preference>> + Send,
 {
-    async fn alike(&self, baseline: &str, candidate: &str) -> Option<f64> {
-        let said = (self.0)(baseline.to_owned(), candidate.to_owned()).await?;
-        (0.0..=1.0).contains(&said).then_some(said)
+    async fn compare(&self, baseline: &str, candidate: &str) -> Option<Compared> {
+        let score = |said: Preference| match said {
+            Preference::First => 1,
+            Preference::Tie => 0,
+            Preference::Second => -1,
+        };
+        let first = (self.0)(candidate.to_owned(), baseline.to_owned()).await?;
+        let second = (self.0)(baseline.to_owned(), candidate.to_owned()).await?;
+        Some(match score(first) - score(second) {
+            ..0 => Compared {
+                alike: 0.0,
+                better: Better::Baseline,
+            },
+            0 => Compared {
+                alike: 1.0,
+                better: Better::Neither,
+            },
+            1.. => Compared {
+                alike: 0.0,
+                better: Better::Candidate,
+            },
+        })
     }
 }
 
@@ -274,20 +341,24 @@ pub struct Counts {
     pub offered: u64,
     /// Skipped, since they might have acted.
     pub unsafe_: u64,
-    /// Skipped, since too many were waiting.
+    /// Skipped, since too many were waiting (or nothing was there to run them).
     pub full: u64,
     /// Skipped, since the token budget was spent.
     pub spent: u64,
-    /// The candidate failed.
+    /// The baseline answered, and the candidate failed: a loss.
     pub failed: u64,
-    /// The candidate, or its turn, came too late.
+    /// The baseline answered, and the candidate, or its turn, came too late: a loss.
     pub late: u64,
-    /// The candidate answered, but not the baseline (or not in time), so that there is nothing to compare.
+    /// The baseline did not answer (or not in time), so that there is nothing to compare.
     pub single: u64,
     /// Both answered, and the comparison could not tell.
     pub untold: u64,
     /// Compared.
     pub pairs: u64,
+    /// Of those, the candidate's was the better reply.
+    pub wins: u64,
+    /// Of those, the baseline's was.
+    pub losses: u64,
     /// Sum over those of how alike they were.
     pub alike: f64,
     /// Sum of the squares.
@@ -305,7 +376,41 @@ impl Counts {
         let tried = self.failed + self.late + self.single + self.untold + self.pairs;
         (tried > 0).then(|| (self.failed + self.late) as f64 / tried as f64)
     }
+
+    /// What a gate judges: a request that the candidate failed is a loss like any other.
+    pub fn comparisons(&self) -> Comparisons {
+        let decided = self.wins.saturating_add(self.losses);
+        Comparisons {
+            wins: self.wins,
+            ties: self.pairs.saturating_sub(decided),
+            losses: self
+                .losses
+                .saturating_add(self.failed)
+                .saturating_add(self.late),
+        }
+    }
+
+    fn plus(self, other: &Self) -> Self {
+        Self {
+            offered: self.offered + other.offered,
+            unsafe_: self.unsafe_ + other.unsafe_,
+            full: self.full + other.full,
+            spent: self.spent + other.spent,
+            failed: self.failed + other.failed,
+            late: self.late + other.late,
+            single: self.single + other.single,
+            untold: self.untold + other.untold,
+            pairs: self.pairs + other.pairs,
+            wins: self.wins + other.wins,
+            losses: self.losses + other.losses,
+            alike: self.alike + other.alike,
+            squares: self.squares + other.squares,
+        }
+    }
 }
+
+/// Candidates whose counts are kept apart; the oldest are forgotten first.
+const CANDIDATES: usize = 16;
 
 /// Mirrors requests to a candidate. Cheap to clone; all clones are one.
 #[derive(Clone)]
@@ -318,11 +423,13 @@ struct Inner {
     places: Arc<Semaphore>,
     turns: Semaphore,
     spent: AtomicU64,
-    counts: Mutex<Counts>,
+    /// By candidate, in the order in which they came.
+    counts: Mutex<Vec<(VersionSlot, Counts)>>,
     samples: Mutex<Vec<Sample>>,
 }
 
-/// A request that may have been mirrored; dropped without [`Self::answered`], the user's request has failed.
+/// A request that may have been mirrored; dropped without [`Self::answered`], the user's request has failed, and says nothing about the
+/// candidate.
 #[derive(Debug)]
 #[must_use = "without the baseline's reply there is nothing to compare"]
 pub struct Pair(Option<oneshot::Sender<String>>);
@@ -331,7 +438,7 @@ impl Pair {
     /// What the user got.
     pub fn answered(self, reply: impl Into<String>) {
         if let Some(to) = self.0 {
-            // Nobody waits for it any more if the candidate has failed.
+            // Nobody waits for it any more if it is too late.
             let _ = to.send(reply.into());
         }
     }
@@ -370,9 +477,9 @@ impl Shadow {
         }))
     }
 
-    /// Mirrors a request if that is allowed: `send` asks the candidate, on a task of its own. Returns at once. To be called
-    /// within a tokio runtime; without one, nothing is mirrored and it counts as failed.
-    pub fn offer<F, R, E>(&self, request: Request, send: F) -> Pair
+    /// Mirrors a request to the candidate that [`crate::router::InProcessRouter::mirror`] named, if that is allowed: `send` asks it, on a
+    /// task of its own. Returns at once. To be called within a tokio runtime; without one, nothing is mirrored and it counts as skipped.
+    pub fn offer<F, R, E>(&self, candidate: VersionSlot, request: Request, send: F) -> Pair
     where
         F: FnOnce() -> R,
         R: Future<Output = Result<String, E>> + Send + 'static,
@@ -380,7 +487,7 @@ impl Shadow {
     {
         let inner = &self.0;
         let none = |count: fn(&mut Counts)| {
-            inner.count(|counts| {
+            inner.count(candidate, |counts| {
                 counts.offered += 1;
                 count(counts);
             });
@@ -390,7 +497,7 @@ impl Shadow {
             return none(|counts| counts.unsafe_ += 1);
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return none(|counts| counts.failed += 1);
+            return none(|counts| counts.full += 1);
         };
         let Ok(place) = Arc::clone(&inner.places).try_acquire_owned() else {
             return none(|counts| counts.full += 1);
@@ -398,21 +505,30 @@ impl Shadow {
         if !inner.spend(request.tokens) {
             return none(|counts| counts.spent += 1);
         }
-        inner.count(|counts| counts.offered += 1);
+        inner.count(candidate, |counts| counts.offered += 1);
         let deadline = Instant::now() + inner.limits.deadline;
         let (to, baseline) = oneshot::channel();
         let (inner, asked) = (Arc::clone(inner), send());
         runtime.spawn(async move {
             let became = inner.run(asked, baseline, deadline).await;
-            inner.count(became);
+            inner.count(candidate, became);
             drop(place);
         });
         Pair(Some(to))
     }
 
-    /// What has become of requests so far. Those under way are offered, and nothing else yet.
+    /// What has become of requests so far, whatever the candidate. Those under way are offered, and nothing else yet.
     pub fn counts(&self) -> Counts {
-        *self.0.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        let counts = self.0.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let sum = |sum: Counts, (_, counts): &(VersionSlot, Counts)| sum.plus(counts);
+        counts.iter().fold(Counts::default(), sum)
+    }
+
+    /// The same of one candidate: what has been counted since this process began.
+    pub fn counts_of(&self, candidate: VersionSlot) -> Counts {
+        let counts = self.0.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = counts.iter().find(|(slot, _)| *slot == candidate);
+        of.map(|(_, counts)| *counts).unwrap_or_default()
     }
 
     /// Pairs kept for review that have not expired, the least alike first.
@@ -441,8 +557,19 @@ impl Shadow {
 type Became = Box<dyn FnOnce(&mut Counts) + Send>;
 
 impl Inner {
-    fn count(&self, change: impl FnOnce(&mut Counts)) {
-        change(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner));
+    fn count(&self, candidate: VersionSlot, change: impl FnOnce(&mut Counts)) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = counts.iter().position(|(slot, _)| *slot == candidate);
+        let at = known.unwrap_or_else(|| {
+            if counts.len() >= CANDIDATES {
+                counts.remove(0);
+            }
+            counts.push((candidate, Counts::default()));
+            counts.len() - 1
+        });
+        if let Some((_, counts)) = counts.get_mut(at) {
+            change(counts);
+        }
     }
 
     fn spend(&self, tokens: u64) -> bool {
@@ -462,30 +589,43 @@ impl Inner {
         baseline: oneshot::Receiver<String>,
         deadline: Instant,
     ) -> Became {
-        let late: Became = Box::new(|counts| counts.late += 1);
+        // What nobody has answered says nothing about the candidate.
+        let without = |answered: bool, how: fn(&mut Counts)| -> Became {
+            if answered {
+                Box::new(how)
+            } else {
+                Box::new(|counts| counts.single += 1)
+            }
+        };
+        let mut baseline = baseline;
         let Ok(Ok(turn)) = timeout_at(deadline, self.turns.acquire()).await else {
-            return late;
+            return without(baseline.try_recv().is_ok(), |counts| counts.late += 1);
         };
-        let candidate = match timeout_at(deadline, asked).await {
-            Ok(Ok(candidate)) => candidate,
-            Ok(Err(_)) => return Box::new(|counts| counts.failed += 1),
-            Err(_) => return late,
-        };
+        let candidate = timeout_at(deadline, asked).await;
         // Waiting for the user's reply keeps nobody else from the candidate.
         drop(turn);
-        let Ok(Ok(baseline)) = timeout_at(deadline, baseline).await else {
-            return Box::new(|counts| counts.single += 1);
+        let Ok(candidate) = candidate else {
+            return without(baseline.try_recv().is_ok(), |counts| counts.late += 1);
+        };
+        let answered = timeout_at(deadline, baseline).await;
+        let (Ok(candidate), Ok(Ok(baseline))) = (candidate, &answered) else {
+            let answered = matches!(answered, Ok(Ok(_)));
+            return without(answered, |counts| counts.failed += 1);
         };
         let compared = timeout_at(
             Instant::now() + self.limits.deadline,
-            self.compare.alike(&baseline, &candidate),
+            self.compare.compare(baseline, &candidate),
         );
-        let Ok(Some(alike)) = compared.await else {
+        let compared = compared.await.ok().flatten();
+        let compared = compared.filter(|said| (0.0..=1.0).contains(&said.alike));
+        let Some(Compared { alike, better }) = compared else {
             return Box::new(|counts| counts.untold += 1);
         };
-        self.keep(&baseline, &candidate, alike);
+        self.keep(baseline, &candidate, alike);
         Box::new(move |counts| {
             counts.pairs += 1;
+            counts.wins += u64::from(better == Better::Candidate);
+            counts.losses += u64::from(better == Better::Baseline);
             counts.alike += alike;
             counts.squares += alike * alike;
         })

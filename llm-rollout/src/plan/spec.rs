@@ -86,8 +86,16 @@ pub enum MetricDef {
     DurationOver(#[serde(with = "words")] Duration),
     /// Requests on which the host raised this flag (a failed check, a safety block, a thumbs-down).
     Flag(String),
-    /// Mirrored requests, compared with the baseline's answer by the comparator of this name: wins, ties and losses of the candidate.
+    /// Mirrored requests, compared with the baseline's answer by the comparator of this name: wins, ties and losses of the candidate. A
+    /// mirrored request that only the baseline has answered is a loss. Scores bet once a look: a stage needs about fifty looks at the
+    /// least to send anything back by them.
     Pair(String),
+    /// What requests have been labelled with after they ended (thumbs, a judge's score, a safety flag), 0 to 1, greater being worse
+    /// unless the gate's direction says otherwise. Requests count once they have had the time to be labelled, in both arms alike: a stage
+    /// must last longer than that, and hold about fifty looks. Margins are differences of means.
+    Label(String),
+    /// Requests that have had the time to be labelled so, and were not.
+    Unlabelled(String),
 }
 
 impl MetricDef {

@@ -1,9 +1,10 @@
 //! Looks at the evidence: read the source, judge, read the routers back, decide.
 
-use super::{Controller, is_back, routers};
+use super::learn::Saved;
+use super::{Controller, is_back};
 use crate::host::{Cursor, ErrorKind, Query, Result};
-use crate::journal::Checkpoint;
-use llm_gates::{Counts, Evidence, GatePlan, Judgement};
+use crate::journal::{Checkpoint, Seen};
+use llm_gates::{GatePlan, Judgement};
 use llm_rollout::{Epoch, Heartbeat, Input, Look, MetricDef, Observed, Phase, Rollout};
 use llm_version_core::VersionId;
 use std::collections::BTreeMap;
@@ -12,10 +13,10 @@ use std::time::Duration;
 
 /// What a look in a stage is about.
 #[derive(Debug)]
-struct Sight {
-    gates: GatePlan,
-    metrics: BTreeMap<String, MetricDef>,
-    epoch: Epoch,
+pub(super) struct Sight {
+    pub(super) gates: GatePlan,
+    pub(super) metrics: BTreeMap<String, MetricDef>,
+    pub(super) epoch: Epoch,
     candidate: VersionId,
     baseline: VersionId,
     /// The candidate's, in basis points.
@@ -39,7 +40,7 @@ impl Sight {
         })
     }
 
-    fn query(&self) -> Query<'_> {
+    pub(super) fn query(&self) -> Query<'_> {
         Query {
             metrics: &self.metrics,
             epoch: self.epoch,
@@ -71,21 +72,7 @@ impl Controller {
         let Some(mut checkpoint) = self.ledger.checkpoint.clone().filter(|c| c.epoch == epoch)
         else {
             // The epoch is confirmed and has no cursor yet: windows begin now.
-            if let Ok(cursor) = source.open(query, now).await {
-                let evidence = self
-                    .ledger
-                    .checkpoint
-                    .take()
-                    .map(|c| c.evidence)
-                    .unwrap_or_default();
-                self.ledger.checkpoint = Some(Checkpoint {
-                    evidence,
-                    cursor,
-                    epoch,
-                });
-                self.next_look = Some(now.after(every));
-            }
-            return Ok(());
+            return self.begin_epoch(&sight, every).await;
         };
         if self.next_look.is_some_and(|due| now < due) {
             return Ok(());
@@ -97,7 +84,7 @@ impl Controller {
                 if error.kind() == ErrorKind::Permanent {
                     // An earlier life of the source: what lies between counts as nothing. The evidence stays.
                     if let Ok(cursor) = source.open(query, now).await {
-                        self.ledger.checkpoint = Some(Checkpoint {
+                        self.reopened(Checkpoint {
                             cursor,
                             ..checkpoint
                         });
@@ -123,10 +110,19 @@ impl Controller {
             }
         };
         checkpoint.cursor = reading.cursor;
+        let learnt = self.learn_slices(&mut checkpoint).await;
         let heartbeat = reading
             .heartbeat
             .map(|beat| self.in_all(&sight.candidate, beat));
-        self.judged(judgement, heartbeat, checkpoint).await
+        let saved = if learnt || self.learner.wants_whole() {
+            Saved::Whole(Box::new(checkpoint))
+        } else {
+            Saved::Added(Seen {
+                window: reading.window,
+                cursor: checkpoint.cursor,
+            })
+        };
+        self.judged(judgement, heartbeat, saved).await
     }
 
     /// While an append is in doubt: harm still sends users back. What is seen is not kept; the log decides again when it is back.
@@ -173,70 +169,32 @@ impl Controller {
             .as_ref()
             .filter(|c| c.epoch == epoch)
             .and_then(|c| c.cursor.as_str().parse::<u64>().ok());
-        let checkpoint = Checkpoint {
-            evidence: saved.map(|c| c.evidence).unwrap_or_default(),
-            cursor: Cursor::new(now.as_millis().to_string()),
-            epoch,
-        };
-        match begun {
-            None => self.ledger.checkpoint = Some(checkpoint),
-            Some(_) if self.next_look.is_some_and(|due| now < due) => return Ok(()),
-            Some(from) => {
-                let mut checkpoint = checkpoint;
-                if let Some(learnt) = self.learn_slices(&checkpoint.evidence).await {
-                    checkpoint.evidence = learnt;
-                }
+        let cursor = Cursor::new(now.as_millis().to_string());
+        match (begun, saved) {
+            (Some(_), _) if self.next_look.is_some_and(|due| now < due) => return Ok(()),
+            (Some(from), Some(saved)) => {
+                let mut checkpoint = Checkpoint { cursor, ..saved };
+                self.learn_slices(&mut checkpoint).await;
                 let judgement = Judgement::ungated(epoch.get(), from, now.as_millis());
-                self.judged(judgement, None, checkpoint).await?;
+                let saved = Saved::Whole(Box::new(checkpoint));
+                self.judged(judgement, None, saved).await?;
             }
+            (_, saved) => self.reopened(Checkpoint {
+                evidence: saved.map(|c| c.evidence).unwrap_or_default(),
+                cursor,
+                epoch,
+                ahead: Vec::new(),
+            }),
         }
         self.next_look = Some(now.after(every));
         Ok(())
-    }
-
-    /// Before anybody is exposed: how much the users of later stages differ by themselves. None where nothing is counted ahead.
-    async fn learn_slices(&self, before: &Evidence) -> Option<Evidence> {
-        let rollout = self.rollout()?;
-        let (spec, split) = (rollout.plan().spec(), &rollout.state().split);
-        if split.ahead.is_empty() {
-            return None;
-        }
-        let counted = |name: &String, def: &MetricDef| {
-            !def.is_mirrored() && spec.gates.iter().any(|g| g.metric == *name)
-        };
-        let metrics = spec.metrics.iter().filter(|(name, def)| counted(name, def));
-        let metrics = metrics.map(|(n, d)| (n.clone(), d.clone())).collect();
-        let query = Query {
-            metrics: &metrics,
-            epoch: split.epoch,
-            candidate: rollout.candidate(),
-            baseline: rollout.baseline(),
-        };
-        // The counts are those of the whole epoch: they replace what was learnt, and come only before the first window.
-        let mut evidence = Evidence::new();
-        let slices = routers::within(self.parts.source.slices(query))
-            .await
-            .ok()?;
-        for slice in &slices {
-            let share = split.ahead.get(slice.index)?.basis_points();
-            let (candidate, baseline) = (slice.candidate, slice.baseline);
-            let (metric, nothing) = (&slice.metric, Counts::default());
-            before
-                .clone()
-                .learn_slice(metric, share, nothing, nothing)
-                .ok()?;
-            evidence
-                .learn_slice(metric, share, candidate, baseline)
-                .ok()?;
-        }
-        (!slices.is_empty()).then_some(evidence)
     }
 
     async fn judged(
         &mut self,
         judgement: Judgement,
         heartbeat: Option<Heartbeat>,
-        checkpoint: Checkpoint,
+        saved: Saved,
     ) -> Result<()> {
         // Read back after the judgement was made: a verdict counts only if every router is still what it was.
         let routers = self.routers_round().await?;
@@ -247,7 +205,7 @@ impl Controller {
             routers,
         };
         if let Ok(Some(step)) = self.decide(Input::Judged(Box::new(look))) {
-            self.take(step, Some(checkpoint)).await?;
+            self.take(step, Some(saved)).await?;
         }
         Ok(())
     }

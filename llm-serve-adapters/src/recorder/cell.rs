@@ -83,6 +83,33 @@ impl Totals {
         histogram::quantile(self.part(GAP..WORDS), part)
     }
 
+    /// Adds what has come since an earlier reading.
+    pub(crate) fn gain(&mut self, now: &Self, before: Option<&Self>) {
+        for (index, word) in self.words.iter_mut().enumerate() {
+            let before = before.map_or(0, |before| before.get(index));
+            *word = word.wrapping_add(now.get(index).saturating_sub(before));
+        }
+    }
+
+    /// What is not zero, by its place.
+    pub(crate) fn sparse(&self) -> Box<[(u16, u32)]> {
+        let words = (0_u16..).zip(&self.words).filter(|(_, word)| **word > 0);
+        words
+            .map(|(index, word)| (index, u32::try_from(*word).unwrap_or(u32::MAX)))
+            .collect()
+    }
+
+    /// From what is not zero.
+    pub(crate) fn dense(sparse: &[(u16, u32)]) -> Self {
+        let mut totals = Self::default();
+        for (index, value) in sparse {
+            if let Some(word) = totals.words.get_mut(usize::from(*index)) {
+                *word = u64::from(*value);
+            }
+        }
+        totals
+    }
+
     pub(crate) fn add(&mut self, other: &Self) {
         for (own, more) in self.words.iter_mut().zip(&other.words) {
             *own = own.wrapping_add(*more);

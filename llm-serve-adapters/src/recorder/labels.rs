@@ -1,7 +1,10 @@
 //! What is said about a request long after it has ended: thumbs, scores of judges, safety flags.
 
 use crate::router::{Decision, Role};
+use llm_gates::Counts;
+use llm_gates::anytime::Scores;
 use llm_rollout::{Epoch, Timestamp};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -10,9 +13,13 @@ use std::time::Duration;
 
 /// Remembers which version answered a request, so that what is said about it later counts for the right one.
 ///
-/// Memory is bounded: at most `capacity` requests (about 100 bytes each) are remembered, the oldest are forgotten first. Ids
-/// are kept hashed. A label counts if it comes within the maturity window of its request; so many requests count as matured
-/// (labelled or not) as have had that time, so that a version whose users answer faster does not look better or worse.
+/// A request counts once its maturity window is over, with what it has been labelled with by then, in both arms alike: a version
+/// whose users answer faster does not look better or worse, and a label that comes late in both arms does no harm. An endpoint that is
+/// given the labels ([`crate::EndpointBuilder::labels`]) judges a plan's metrics `{ label = "name" }` by them, and by
+/// `{ unlabelled = "name" }` how many requests were not labelled.
+///
+/// Memory is bounded: at most `capacity` requests (about 120 bytes each, and 4 for each label) are remembered, the oldest are forgotten
+/// first. Ids are kept hashed.
 ///
 /// ```
 /// use llm_serve_adapters::recorder::Labels;
@@ -45,12 +52,12 @@ struct State {
     unknown: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Remembered {
     decision: Decision,
     at: Timestamp,
-    /// One bit for each name that it has been labelled with.
-    labelled: u64,
+    /// What it has been labelled with: the name's place, and the value in parts of [`WHOLE`].
+    labels: Vec<(u8, u16)>,
 }
 
 /// Epoch, role (by its place in [`Role::ALL`]), and whether chance decided.
@@ -59,10 +66,99 @@ type Of = (u64, u8, bool);
 #[derive(Debug, Clone, Default)]
 struct Sums {
     matured: u64,
-    by_name: Vec<LabelSum>,
+    /// Whether there is a control arm, with which the candidate is compared.
+    controlled: bool,
+    by_name: Vec<Whole>,
 }
 
-/// What requests have been labelled with.
+/// Values are whole numbers of this part of 1: sums of them are exact, whatever the order.
+const WHOLE: u64 = 10_000;
+
+/// Labels, in parts of [`WHOLE`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Whole {
+    n: u64,
+    sum: u64,
+    squares: u64,
+}
+
+impl Whole {
+    fn add(&mut self, value: u16) {
+        let value = u64::from(value);
+        self.n += 1;
+        self.sum += value;
+        self.squares += value * value;
+    }
+}
+
+/// Requests of one arm that have had the time to be labelled, and their labels of one name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Cohort {
+    matured: u64,
+    labels: Whole,
+}
+
+impl Cohort {
+    fn since(self, before: Self) -> Option<Self> {
+        let labels = Whole {
+            n: self.labels.n.checked_sub(before.labels.n)?,
+            sum: self.labels.sum.checked_sub(before.labels.sum)?,
+            squares: self.labels.squares.checked_sub(before.labels.squares)?,
+        };
+        Some(Self {
+            matured: self.matured.checked_sub(before.matured)?,
+            labels,
+        })
+    }
+
+    /// What they were labelled with.
+    pub(crate) fn scores(self) -> Scores {
+        let LabelSum { n, sum, squares } = self.labels.into();
+        Scores {
+            n,
+            sum,
+            square: squares,
+        }
+    }
+
+    /// Requests, and those that were not labelled.
+    pub(crate) fn unlabelled(self) -> Counts {
+        Counts::new(self.matured, self.matured.saturating_sub(self.labels.n))
+    }
+}
+
+/// The cohorts of both arms, as counted since an epoch began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Cohorts {
+    candidate: Cohort,
+    baseline: Cohort,
+    control: Cohort,
+    controlled: bool,
+}
+
+impl Cohorts {
+    /// What has come since; none where it does not go on from there.
+    pub(crate) fn since(&self, before: &Self) -> Option<Self> {
+        Some(Self {
+            candidate: self.candidate.since(before.candidate)?,
+            baseline: self.baseline.since(before.baseline)?,
+            control: self.control.since(before.control)?,
+            controlled: self.controlled,
+        })
+    }
+
+    /// The candidate, and what it is compared with.
+    pub(crate) const fn arms(&self) -> (Cohort, Cohort) {
+        let against = if self.controlled {
+            self.control
+        } else {
+            self.baseline
+        };
+        (self.candidate, against)
+    }
+}
+
+/// What requests have been labelled with, in steps of 1/10,000.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[non_exhaustive]
 pub struct LabelSum {
@@ -72,6 +168,17 @@ pub struct LabelSum {
     pub sum: f64,
     /// Sum of their squares.
     pub squares: f64,
+}
+
+impl From<Whole> for LabelSum {
+    fn from(whole: Whole) -> Self {
+        let one = WHOLE as f64;
+        Self {
+            n: whole.n,
+            sum: whole.sum as f64 / one,
+            squares: whole.squares as f64 / (one * one),
+        }
+    }
 }
 
 /// Why a label did not count.
@@ -95,7 +202,7 @@ pub enum NotLabelled {
     Again,
 }
 
-/// The most names: one bit each.
+/// The most names.
 const NAMES: usize = 64;
 /// Epochs whose sums are kept.
 const EPOCHS: usize = 8;
@@ -150,12 +257,12 @@ impl Labels {
             Remembered {
                 decision,
                 at,
-                labelled: 0,
+                labels: Vec::new(),
             },
         );
     }
 
-    /// Something is said about a request: 0 to 1, 1 for yes.
+    /// Something is said about a request: 0 to 1, 1 for yes. It counts when the request matures.
     ///
     /// # Errors
     /// Why it did not count.
@@ -183,28 +290,33 @@ impl Labels {
         if now.since(request.at) > self.maturity {
             return Err(NotLabelled::TooLate);
         }
-        if request.labelled >> index & 1 == 1 {
+        let index = u8::try_from(index).map_err(|_| NotLabelled::NoSuchLabel)?;
+        if request.labels.iter().any(|(known, _)| *known == index) {
             return Err(NotLabelled::Again);
         }
-        request.labelled |= 1 << index;
-        let of = of(request.decision);
-        let sums = self.sums(&mut state, of);
-        if let Some(sum) = sums.by_name.get_mut(index) {
-            sum.n += 1;
-            sum.sum += value;
-            sum.squares += value * value;
-        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "between 0 and 10,000"
+        )]
+        let value = (value * WHOLE as f64).round() as u16;
+        request.labels.push((index, value));
         Ok(())
     }
 
-    /// Deletes what is remembered of a request: for a user who wants to be forgotten. What it was labelled with stays counted.
+    /// Deletes what is remembered of a request, labels and all: for a user who wants to be forgotten. What has matured stays counted.
     pub fn forget(&self, id: &[u8]) {
         let hash = self.hasher.hash_one(id);
         self.lock().requests.remove(&hash);
     }
 
-    /// What requests of an epoch and role, assigned by chance, have been labelled with; and how many of them have had the time
-    /// to be. None for a name that is not known.
+    /// Whether there is a label of this name.
+    pub fn knows(&self, name: &str) -> bool {
+        self.names.iter().any(|known| known == name)
+    }
+
+    /// Of the requests of an epoch and role, assigned by chance, that have had the time to be labelled: what they were labelled with,
+    /// and how many they are. None for a name that is not known.
     pub fn of(
         &self,
         epoch: Epoch,
@@ -212,15 +324,35 @@ impl Labels {
         name: &str,
         now: Timestamp,
     ) -> Option<(LabelSum, u64)> {
+        let cohorts = self.cohorts(epoch, name, now)?;
+        let cohort = match role {
+            Role::Baseline => cohorts.baseline,
+            Role::Candidate => cohorts.candidate,
+            Role::Control => cohorts.control,
+        };
+        Some((cohort.labels.into(), cohort.matured))
+    }
+
+    /// The same of every role.
+    pub(crate) fn cohorts(&self, epoch: Epoch, name: &str, now: Timestamp) -> Option<Cohorts> {
         let index = self.names.iter().position(|known| known == name)?;
         let mut state = self.lock();
         self.mature(&mut state, now);
-        let sums = state.sums.get(&(epoch.get(), role as u8, true));
-        let labelled = sums.and_then(|sums| sums.by_name.get(index)).copied();
-        Some((
-            labelled.unwrap_or_default(),
-            sums.map_or(0, |sums| sums.matured),
-        ))
+        let of = |role: Role| state.sums.get(&(epoch.get(), role as u8, true));
+        let cohort = |role| {
+            of(role).map_or_else(Cohort::default, |sums| Cohort {
+                matured: sums.matured,
+                labels: sums.by_name.get(index).copied().unwrap_or_default(),
+            })
+        };
+        Some(Cohorts {
+            candidate: cohort(Role::Candidate),
+            baseline: cohort(Role::Baseline),
+            control: cohort(Role::Control),
+            controlled: Role::ALL
+                .into_iter()
+                .any(|role| of(role).is_some_and(|sums| sums.controlled)),
+        })
     }
 
     /// Requests that were forgotten before their time, for lack of room; and labels for requests that were not remembered.
@@ -236,10 +368,18 @@ impl Labels {
                 return;
             }
             state.ages.pop_front();
-            let held = state.requests.get(&hash).filter(|held| held.at == at);
-            if let Some(decision) = held.map(|held| held.decision) {
-                state.requests.remove(&hash);
-                self.sums(state, of(decision)).matured += 1;
+            if state.requests.get(&hash).is_none_or(|held| held.at != at) {
+                continue;
+            }
+            if let Some(held) = state.requests.remove(&hash) {
+                let sums = self.sums(state, of(held.decision));
+                sums.matured += 1;
+                sums.controlled |= held.decision.controlled();
+                for (index, value) in held.labels {
+                    if let Some(sum) = sums.by_name.get_mut(usize::from(index)) {
+                        sum.add(value);
+                    }
+                }
             }
         }
     }
@@ -250,7 +390,8 @@ impl Labels {
         }
         state.sums.entry(of).or_insert_with(|| Sums {
             matured: 0,
-            by_name: vec![LabelSum::default(); self.names.len()],
+            controlled: false,
+            by_name: vec![Whole::default(); self.names.len()],
         })
     }
 }
@@ -323,11 +464,9 @@ mod tests {
             sum: 0.5,
             squares: 0.25,
         };
-        assert_eq!(of(Role::Candidate, "judge", 60), Some((half, 0)));
-        assert_eq!(
-            of(Role::Baseline, "judge", 60),
-            Some((LabelSum::default(), 0))
-        );
+        let nothing = Some((LabelSum::default(), 0));
+        assert_eq!(of(Role::Candidate, "judge", 60), nothing, "not mature yet");
+        assert_eq!(of(Role::Baseline, "judge", 60), nothing);
         assert_eq!(of(Role::Candidate, "other", 60), None);
         // Their time is up, labelled or not.
         assert_eq!(
@@ -351,6 +490,72 @@ mod tests {
         assert!(!format!("{labels:?}").contains("\"a\""));
     }
 
+    #[test]
+    fn a_label_counts_when_its_request_matures_whenever_it_came() {
+        let (early, late) = (labels(1_000), labels(1_000));
+        let mut before = [Cohorts::default(); 2];
+        for t in 0..50_u64 {
+            for role in Role::ALL {
+                let id = [role as u8, t as u8];
+                for labels in [&early, &late] {
+                    labels.remember(&id, decision(role, 3), at(10 * t));
+                }
+                assert_eq!(early.label(&id, "judge", 0.5, at(10 * t)), Ok(()));
+            }
+            // The other's come nine requests later.
+            if let Some(then) = t.checked_sub(9) {
+                for role in Role::ALL {
+                    let id = [role as u8, then as u8];
+                    assert_eq!(late.label(&id, "judge", 0.5, at(10 * t)), Ok(()));
+                }
+            }
+            let now =
+                [&early, &late].map(|l| l.cohorts(Epoch::new(3), "judge", at(10 * t)).unwrap());
+            let gained = [0, 1].map(|i| now[i].since(&before[i]).unwrap());
+            assert_eq!(gained[0], gained[1], "the same windows, whatever the delay");
+            let (candidate, baseline) = gained[0].arms();
+            assert_eq!(candidate, baseline);
+            assert_eq!(candidate.unlabelled().k, 0);
+            before = now;
+        }
+        let (candidate, _) = before[0].arms();
+        assert_eq!((candidate.scores().n, candidate.unlabelled().n), (39, 39));
+        assert!((candidate.scores().sum - 19.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn requests_that_nobody_labelled_are_counted_and_the_control_arm_is_what_is_compared() {
+        let labels = labels(1_000);
+        for n in 0..10_u8 {
+            let role = if n < 4 {
+                Role::Candidate
+            } else {
+                Role::Control
+            };
+            let decision = Decision::new(VersionSlot::new(1), role, 3, true);
+            labels.remember(&[n], decision, at(0));
+            if n % 2 == 0 {
+                labels.label(&[n], "thumbs", 1.0, at(1)).unwrap();
+            }
+        }
+        let cohorts = labels.cohorts(Epoch::new(3), "thumbs", at(200)).unwrap();
+        let (candidate, baseline) = cohorts.arms();
+        assert_eq!(candidate.unlabelled(), Counts::new(4, 2));
+        assert_eq!(baseline.unlabelled(), Counts::new(6, 3));
+        assert_eq!(labels.cohorts(Epoch::new(3), "other", at(200)), None);
+        assert!(
+            cohorts
+                .since(&Cohorts {
+                    candidate: Cohort {
+                        matured: 9,
+                        ..candidate
+                    },
+                    ..cohorts
+                })
+                .is_none()
+        );
+    }
+
     proptest! {
         #[test]
         fn memory_is_bounded_and_nothing_counts_twice(
@@ -372,7 +577,7 @@ mod tests {
             }
             let sums = (0..20).filter_map(|epoch| labels.of(Epoch::new(epoch), Role::Baseline, "judge", at(now + 1_000)));
             let (n, matured) = sums.fold((0, 0), |(n, m), (sum, matured)| (n + sum.n, m + matured));
-            prop_assert_eq!(n, said);
+            prop_assert!(n <= said && n <= matured);
             prop_assert!(matured + labels.lost().0 <= remembered);
         }
     }

@@ -3,7 +3,7 @@
 use super::Recorder;
 use super::cell::{CLASSES, FLAGS, Totals};
 use super::ticket::OutcomeClass;
-use crate::host::{Cursor, Error, MetricSource, Query, Reading, Result};
+use crate::host::{Cursor, Error, MetricSource, Past, Query, Reading, Result};
 use crate::router::{Role, Slice, VersionSlot};
 use async_trait::async_trait;
 use llm_gates::{Counts, Increment, Window};
@@ -28,7 +28,7 @@ struct Arms {
 }
 
 /// What one metric has counted of one slice of users, all of them served by the baseline.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(
     clippy::exhaustive_structs,
     reason = "plain data: hosts write metric sources against it"
@@ -78,7 +78,7 @@ impl Recorder {
     }
 
     /// Requests that have ended, and those among them that the metric is about.
-    fn count(&self, name: &str, def: &MetricDef, totals: &Totals) -> Result<Counts> {
+    pub(super) fn count(&self, name: &str, def: &MetricDef, totals: &Totals) -> Result<Counts> {
         let class = |class: OutcomeClass| totals.get(CLASSES + class.index());
         let k = match def {
             MetricDef::Fault {} => {
@@ -192,6 +192,11 @@ fn gained(name: &str, now: Counts, before: Counts) -> Result<Counts> {
 impl MetricSource for Recorder {
     async fn slices(&self, query: Query<'_>) -> Result<Vec<SliceCounts>> {
         Self::slices(self, &query)
+    }
+
+    async fn history(&self, query: Query<'_>, now: Timestamp) -> Result<Vec<Past>> {
+        self.note(now);
+        self.past(&query)
     }
 
     async fn open(&self, query: Query<'_>, now: Timestamp) -> Result<Cursor> {

@@ -5,9 +5,25 @@ use std::future::pending;
 
 type Said = Result<String, &'static str>;
 
+const SLOT: VersionSlot = VersionSlot::new(1);
+
 fn say(text: &str) -> impl Future<Output = Said> + Send + 'static + use<> {
     let text = text.to_owned();
     async move { Ok(text) }
+}
+
+/// A comparison by a function.
+struct Told(fn(&str, &str) -> f64);
+
+#[async_trait]
+impl Compare for Told {
+    async fn compare(&self, baseline: &str, candidate: &str) -> Option<Compared> {
+        let alike = (self.0)(baseline, candidate);
+        Some(Compared {
+            alike,
+            better: Better::Neither,
+        })
+    }
 }
 
 /// Lets everything run that can.
@@ -30,19 +46,23 @@ fn limits() -> Limits {
 async fn pairs_are_compared_and_everything_adds_up() {
     let shadow = Shadow::new(limits(), Normalised);
     shadow
-        .offer(Request::safe(), || say("Hello, world"))
+        .offer(SLOT, Request::safe(), || say("Hello, world"))
         .answered("hello world!");
     settle().await;
-    shadow.offer(Request::safe(), || say("no")).answered("yes");
+    shadow
+        .offer(SLOT, Request::safe(), || say("no"))
+        .answered("yes");
     settle().await;
     shadow
-        .offer(Request::safe(), || async { Err::<String, _>("refused") })
+        .offer(SLOT, Request::safe(), || async {
+            Err::<String, _>("refused")
+        })
         .answered("x");
     settle().await;
-    drop(shadow.offer(Request::safe(), || say("no baseline")));
+    drop(shadow.offer(SLOT, Request::safe(), || say("no baseline")));
     settle().await;
     shadow
-        .offer(Request::acting(), || say("never sent"))
+        .offer(SLOT, Request::acting(), || say("never sent"))
         .answered("x");
     let counts = shadow.counts();
     assert_eq!((counts.offered, counts.pairs, counts.failed), (5, 2, 1));
@@ -62,18 +82,29 @@ async fn a_hung_candidate_holds_nobody_up() {
     let shadow = Shadow::new(limits(), Exact);
     let mut pairs = Vec::new();
     for _ in 0..5 {
-        pairs.push(shadow.offer(Request::safe(), pending::<Said>));
+        pairs.push(shadow.offer(SLOT, Request::safe(), pending::<Said>));
         settle().await;
     }
     // Two run, one waits, two were skipped at once.
     assert_eq!(shadow.counts().full, 2);
     assert_eq!(pairs.iter().filter(|pair| pair.is_mirrored()).count(), 3);
+    // One user goes away: nobody has answered that request.
+    drop(pairs.remove(0));
+    pairs.into_iter().for_each(|pair| pair.answered("a"));
     tokio::time::sleep(Duration::from_secs(11)).await;
     let counts = shadow.counts();
-    assert_eq!((counts.offered, counts.full, counts.late), (5, 2, 3));
-    assert!(pairs.iter().all(|pair| !pair.is_mirrored()));
+    assert_eq!((counts.offered, counts.full), (5, 2));
+    assert_eq!((counts.late, counts.single), (2, 1));
+    let comparisons = counts.comparisons();
+    assert_eq!(
+        (comparisons.wins, comparisons.ties, comparisons.losses),
+        (0, 0, 2),
+        "a candidate that hangs loses"
+    );
     // And there is room again.
-    shadow.offer(Request::safe(), || say("a")).answered("a");
+    shadow
+        .offer(SLOT, Request::safe(), || say("a"))
+        .answered("a");
     settle().await;
     assert_eq!(shadow.counts().pairs, 1);
 }
@@ -83,7 +114,7 @@ async fn a_budget_is_never_exceeded() {
     let shadow = Shadow::new(limits(), Exact);
     for tokens in [600, 300, 200, 100, u64::MAX, 1] {
         shadow
-            .offer(Request::safe().tokens(tokens), || say("a"))
+            .offer(SLOT, Request::safe().tokens(tokens), || say("a"))
             .answered("a");
         settle().await;
     }
@@ -95,18 +126,14 @@ async fn a_budget_is_never_exceeded() {
 async fn samples_are_redacted_cut_bounded_and_expire() {
     let redact = |text: &str| text.replace("Ana", "***");
     let review = Review::new(2, 8, Duration::from_secs(100), redact);
-    let alike = Judge::new(|_, candidate: String| async move {
-        candidate
-            .len()
-            .to_string()
-            .parse()
-            .ok()
-            .map(|n: f64| n / 100.0)
-    });
-    let shadow = Shadow::reviewed(limits(), alike, review);
+    let shadow = Shadow::reviewed(
+        limits(),
+        Told(|_, candidate| candidate.len() as f64 / 100.0),
+        review,
+    );
     for candidate in ["Ana is here", "ééééé", "a", "abc"] {
         shadow
-            .offer(Request::safe(), || say(candidate))
+            .offer(SLOT, Request::safe(), || say(candidate))
             .answered("Ana");
         settle().await;
     }
@@ -130,12 +157,13 @@ async fn samples_are_redacted_cut_bounded_and_expire() {
 
 #[tokio::test(start_paused = true)]
 async fn a_comparison_that_cannot_tell_is_no_pair() {
-    let odd = Judge::new(|_, _| async { Some(7.0) });
-    let shadow = Shadow::new(limits(), odd);
-    shadow.offer(Request::safe(), || say("a")).answered("a");
+    let shadow = Shadow::new(limits(), Told(|_, _| 7.0));
+    shadow
+        .offer(SLOT, Request::safe(), || say("a"))
+        .answered("a");
     settle().await;
-    let hung = Shadow::new(limits(), Judge::new(|_, _| pending::<Option<f64>>()));
-    hung.offer(Request::safe(), || say("a")).answered("a");
+    let hung = Shadow::new(limits(), Judge::new(|_, _| pending::<Option<Preference>>()));
+    hung.offer(SLOT, Request::safe(), || say("a")).answered("a");
     tokio::time::sleep(Duration::from_secs(11)).await;
     assert_eq!((shadow.counts().untold, hung.counts().untold), (1, 1));
 }
@@ -149,18 +177,67 @@ async fn embeddings_are_compared_by_their_angle() {
                 .collect::<Vec<_>>(),
         )
     };
-    let by = Embedding::new(embed);
-    assert!((by.alike("ab", "bd").await.unwrap() - 1.0).abs() < 1e-9);
-    assert!(by.alike("ab", "ba").await.unwrap() < 0.9);
-    assert_eq!(by.alike("ab", "abc").await, None);
-    assert_eq!(by.alike("", "").await, None);
+    let by = Embedding::new(embed, 0.9);
+    let same = by.compare("ab", "bd").await.unwrap();
+    assert!((same.alike - 1.0).abs() < 1e-9 && same.better == Better::Neither);
+    let other = by.compare("ab", "ba").await.unwrap();
+    assert!(other.alike < 0.9 && other.better == Better::Baseline);
+    assert_eq!(by.compare("ab", "abc").await, None);
+    assert_eq!(by.compare("", "").await, None);
+}
+
+#[tokio::test]
+async fn a_judge_that_prefers_a_place_decides_nothing_and_one_that_knows_does() {
+    let first = Judge::new(|_, _| async { Some(Preference::First) });
+    let longer = Judge::new(|first: String, second: String| async move {
+        Some(match first.len().cmp(&second.len()) {
+            std::cmp::Ordering::Less => Preference::Second,
+            std::cmp::Ordering::Equal => Preference::Tie,
+            std::cmp::Ordering::Greater => Preference::First,
+        })
+    });
+    let shadow = Shadow::new(limits(), longer);
+    for (baseline, candidate) in [("a", "long"), ("long", "a"), ("b", "a"), ("b", "long")] {
+        let said = first.compare(baseline, candidate).await.unwrap();
+        assert_eq!(said.better, Better::Neither);
+        shadow
+            .offer(SLOT, Request::safe(), || say(candidate))
+            .answered(baseline);
+        settle().await;
+    }
+    // Another candidate's are counted apart.
+    shadow
+        .offer(VersionSlot::new(2), Request::safe(), || say("a"))
+        .answered("long");
+    settle().await;
+    let comparisons = shadow.counts_of(SLOT).comparisons();
+    assert_eq!(
+        (comparisons.wins, comparisons.ties, comparisons.losses),
+        (2, 1, 1)
+    );
+    let other = shadow.counts_of(VersionSlot::new(2));
+    assert_eq!((other.losses, shadow.counts().pairs), (1, 5));
+}
+
+#[test]
+fn the_counts_of_few_candidates_are_kept() {
+    let shadow = Shadow::new(limits(), Exact);
+    for slot in 0..40 {
+        drop(shadow.offer(VersionSlot::new(slot), Request::acting(), || say("a")));
+    }
+    assert_eq!(shadow.counts().unsafe_, CANDIDATES as u64);
+    assert_eq!(shadow.counts_of(VersionSlot::new(39)).unsafe_, 1);
 }
 
 #[test]
 fn without_a_runtime_nothing_is_mirrored() {
     let shadow = Shadow::new(limits(), Exact);
-    assert!(!shadow.offer(Request::safe(), || say("a")).is_mirrored());
-    assert_eq!(shadow.counts().failed, 1);
+    assert!(
+        !shadow
+            .offer(SLOT, Request::safe(), || say("a"))
+            .is_mirrored()
+    );
+    assert_eq!((shadow.counts().full, shadow.counts().failed), (1, 0));
 }
 
 #[test]
@@ -182,9 +259,10 @@ proptest! {
     fn comparisons_are_symmetric_and_know_the_same(a in ".{0,20}", b in ".{0,20}") {
         let run = tokio::runtime::Builder::new_current_thread().build().unwrap();
         run.block_on(async {
-            prop_assert_eq!(Normalised.alike(&a, &b).await, Normalised.alike(&b, &a).await);
-            prop_assert_eq!(Normalised.alike(&a, &a).await, Some(1.0));
-            prop_assert_eq!(Exact.alike(&a, &b).await, Some(f64::from(u8::from(a == b))));
+            prop_assert_eq!(Normalised.compare(&a, &b).await, Normalised.compare(&b, &a).await);
+            prop_assert_eq!(Normalised.compare(&a, &a).await, Compared::by_likeness(1.0, 1.0));
+            let exact = Exact.compare(&a, &b).await.unwrap();
+            prop_assert_eq!(exact.better == Better::Neither, a == b);
             Ok(())
         })?;
     }

@@ -1,10 +1,11 @@
 //! A Prometheus server as a metric source.
 
 use super::measure::{Measure, Measures, Readings, Series, Wanted};
-use super::series::{Arm, Gains, Group, Groups, Sample, Stand, count, reading};
-use crate::host::{Cursor, Error, MetricSource, Query, Reading, Result};
+use super::series::{Arm, Gains, Group, Groups, Sample, Stand, count, reading, until};
+use crate::host::{Cursor, Error, MetricSource, Past, Query, Reading, Result};
 use crate::http_client::{Address, Call, Http, bearer, clip, refusal};
 use async_trait::async_trait;
+use llm_gates::Counts;
 use llm_rollout::Timestamp;
 use llm_version_core::VersionId;
 use reqwest::header::HeaderMap;
@@ -20,6 +21,8 @@ use std::time::Duration;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How old the newest sample of an arm may be.
 const FRESH: Duration = Duration::from_secs(60);
+/// Hours of history that are asked for, one query each for every series.
+const HOURS: u64 = 24;
 /// Bytes of a reply that are read.
 const REPLY: usize = 32 << 20;
 
@@ -37,8 +40,8 @@ type Naming = Arc<dyn Fn(&VersionId) -> String + Send + Sync>;
 /// error. A version that was never asked anything may have no series: that is an error too, until its first request was scraped;
 /// but a `bad` series that does not exist counts zero, as exporters make it with the first error. The server's clock and this
 /// one must agree within a scrape interval. There is no heartbeat, no control arm, and only where the exporter has a label for the
-/// epoch ([`epoch_label`](PrometheusSourceBuilder::epoch_label)) are late requests of an earlier stage left out. Scraping is coarse:
-/// recording at the gateway is better where it can be had.
+/// epoch ([`epoch_label`](PrometheusSourceBuilder::epoch_label)) are late requests of an earlier stage left out. The baseline's noise is learnt
+/// from its last 24 hours, where the server has kept them. Scraping is coarse: recording at the gateway is better where it can be had.
 ///
 /// ```
 /// use llm_serve_adapters::source::{PrometheusSource, Series};
@@ -179,6 +182,13 @@ impl fmt::Debug for PrometheusSource {
     }
 }
 
+/// Requests of which epochs are asked for.
+#[derive(Debug, Clone, Copy)]
+enum Epochs {
+    This,
+    All,
+}
+
 /// The answer to a query, good or bad.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -236,12 +246,13 @@ impl PrometheusSource {
         query: &Query<'_>,
         now: Timestamp,
         over: Duration,
+        epochs: Epochs,
     ) -> Result<Readings> {
         let mut readings = Readings::new();
         for (name, def) in query.metrics {
             for wanted in self.measures.of(name, def)?.series() {
                 if let Entry::Vacant(unread) = readings.entry(wanted.key()) {
-                    unread.insert(self.groups(&wanted, query, now, over).await?);
+                    unread.insert(self.groups(&wanted, query, now, over, epochs).await?);
                 }
             }
         }
@@ -254,6 +265,7 @@ impl PrometheusSource {
         query: &Query<'_>,
         now: Timestamp,
         over: Duration,
+        epochs: Epochs,
     ) -> Result<Groups> {
         let candidate = (self.naming)(query.candidate);
         let baseline = (self.naming)(query.baseline);
@@ -267,9 +279,9 @@ impl PrometheusSource {
             Wanted::Counter(series) | Wanted::Native(series) => series.clone(),
             Wanted::Classic(series) => series.buckets(),
         };
-        let series = match &self.epoch_label {
-            Some(label) => series.is(label, query.epoch.to_string()),
-            None => series,
+        let series = match (&self.epoch_label, epochs) {
+            (Some(label), Epochs::This) => series.is(label, query.epoch.to_string()),
+            _ => series,
         };
         let selector = series.selector(&self.label, &[&candidate, &baseline]);
         let rows = self
@@ -513,7 +525,7 @@ pub(super) fn whole(series: &Series, at: u64, buckets: &[(f64, f64)]) -> Result<
 #[async_trait]
 impl MetricSource for PrometheusSource {
     async fn open(&self, query: Query<'_>, now: Timestamp) -> Result<Cursor> {
-        let readings = self.readings(&query, now, self.fresh).await?;
+        let readings = self.readings(&query, now, self.fresh, Epochs::This).await?;
         let mut stand = Stand::new(&query, now);
         let gains = stand.advance(&readings, now)?;
         self.check(&query, &gains, &[Arm::Baseline], now)?;
@@ -524,10 +536,46 @@ impl MetricSource for PrometheusSource {
         let mut stand = Stand::read(&query, cursor, now)?;
         let from = stand.at;
         let over = Duration::from_millis(now.as_millis().saturating_sub(from.as_millis()));
-        let readings = self.readings(&query, now, over.max(self.fresh)).await?;
+        let over = over.max(self.fresh);
+        let readings = self.readings(&query, now, over, Epochs::This).await?;
         let gains = stand.advance(&readings, now)?;
         self.check(&query, &gains, &[Arm::Candidate, Arm::Baseline], now)?;
         reading(&query, &self.measures, &gains, from, &stand)
+    }
+
+    async fn history(&self, query: Query<'_>, now: Timestamp) -> Result<Vec<Past>> {
+        const PER_HOUR: u64 = 12;
+        let block = u64::try_from(Past::BLOCK.as_millis()).unwrap_or(u64::MAX);
+        let end = now.as_millis() / block * block;
+        let begin = end.saturating_sub(HOURS * PER_HOUR * block);
+        let mut stand = Stand::new(&query, Timestamp::from_millis(begin));
+        let mut blocks: BTreeMap<&String, Vec<[Counts; 2]>> = BTreeMap::new();
+        // A sample before the hour tells where it began.
+        let over = Duration::from_millis(PER_HOUR * block).saturating_add(self.fresh);
+        for hour in 0..HOURS {
+            let from = begin + hour * PER_HOUR * block;
+            let to = Timestamp::from_millis(from + PER_HOUR * block);
+            let readings = self.readings(&query, to, over, Epochs::All).await?;
+            for at in (1..=PER_HOUR).map(|n| from + n * block) {
+                let gains = stand.advance(&until(&readings, at), Timestamp::from_millis(at))?;
+                for (name, def) in query.metrics {
+                    let measure = self.measures.of(name, def)?;
+                    let gain = |wanted: &Wanted| gains.gain(&wanted.key(), Arm::Baseline);
+                    // A block that makes no sense, or has no requests, tells nothing.
+                    if let Ok(counts) = measure.counts(name, def, &gain)
+                        && counts.n > 0
+                    {
+                        let told = blocks.entry(name).or_default();
+                        told.push([counts, Counts::default()]);
+                    }
+                }
+            }
+        }
+        let past = |(metric, blocks): (&String, _)| Past {
+            metric: metric.clone(),
+            blocks,
+        };
+        Ok(blocks.into_iter().map(past).collect())
     }
 }
 

@@ -236,7 +236,7 @@ impl Gains {
         }
     }
 
-    fn gain(&self, series: &str, arm: Arm) -> Gain {
+    pub(super) fn gain(&self, series: &str, arm: Arm) -> Gain {
         self.last(series, arm)
             .map_or_else(Gain::default, |(gain, _)| gain.clone())
     }
@@ -272,6 +272,15 @@ impl Gains {
         }
         Ok(())
     }
+}
+
+/// The samples up to a moment.
+pub(super) fn until(readings: &Readings, at: u64) -> Readings {
+    let mut readings = readings.clone();
+    for group in readings.values_mut().flat_map(BTreeMap::values_mut) {
+        group.samples.retain(|sample| sample.at <= at);
+    }
+    readings
 }
 
 /// The windows of all metrics, from what both arms gained.

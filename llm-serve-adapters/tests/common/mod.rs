@@ -4,8 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use async_trait::async_trait;
-use llm_rollout::{EndpointId, Fence, Plan, RolloutId, RouterId, Seq, Split};
-use llm_serve_adapters::host::{Error, Owned, Page, Result, RouterMemory, StateStore};
+use llm_rollout::{EndpointId, Fence, Plan, RolloutId, RouterId, Seq, Split, Timestamp};
+use llm_serve_adapters::host::{Clock, Error, Owned, Page, Result, RouterMemory, StateStore};
 use llm_serve_adapters::recorder::OutcomeClass;
 use llm_serve_adapters::router::{Key, Role};
 use llm_serve_adapters::store::MemoryStore;
@@ -130,6 +130,27 @@ impl StateStore for Cuttable {
         router: &RouterId,
     ) -> Option<Arc<dyn RouterMemory>> {
         self.inner.router_memory(endpoint, router)
+    }
+}
+
+/// Virtual time from a fixed moment: the same in every run.
+#[derive(Debug)]
+pub(crate) struct Fixed(tokio::time::Instant);
+
+impl Fixed {
+    pub(crate) fn new() -> Self {
+        Self(tokio::time::Instant::now())
+    }
+}
+
+#[async_trait]
+impl Clock for Fixed {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(1_800_000_000_000).after(self.0.elapsed())
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
     }
 }
 

@@ -182,25 +182,23 @@ impl Proxy {
         if session.is_empty() || streamed || !baseline || assignment.policy().no_shadow {
             return None;
         }
-        let candidate = self.plane.router.mirror(session, now)?.version()?;
-        let profile = self.profiles.get(candidate.id())?.clone();
+        let candidate = self.plane.router.mirror(session, now)?;
+        let profile = self.profiles.get(candidate.version()?.id())?.clone();
         let mut copy = body.clone();
         let (me, path, headers) = (self.clone(), path.to_owned(), request.headers().clone());
         let cost = (request.body().len() / 3) as u64 + 1_000;
-        Some(
-            self.shadow
-                .offer(Mirrored::of_body(body).tokens(cost), move || async move {
-                    profile.apply(api, &mut copy)?;
-                    let response = me.send(&profile, &path, &headers, &copy).await?;
-                    if !response.status().is_success() {
-                        return Err(Boxed::from("the candidate refused"));
-                    }
-                    let whole = Limited::new(response.into_body(), LARGEST)
-                        .collect()
-                        .await?;
-                    Ok(said(&whole.to_bytes()))
-                }),
-        )
+        let mirrored = Mirrored::of_body(body).tokens(cost);
+        Some(self.shadow.offer(candidate, mirrored, move || async move {
+            profile.apply(api, &mut copy)?;
+            let response = me.send(&profile, &path, &headers, &copy).await?;
+            if !response.status().is_success() {
+                return Err(Boxed::from("the candidate refused"));
+            }
+            let whole = Limited::new(response.into_body(), LARGEST)
+                .collect()
+                .await?;
+            Ok(said(&whole.to_bytes()))
+        }))
     }
 
     async fn send(

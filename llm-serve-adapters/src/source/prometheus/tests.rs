@@ -367,3 +367,50 @@ async fn what_cannot_be_counted_is_refused_at_once() {
         assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
     }
 }
+
+#[tokio::test]
+async fn history_is_counted_in_blocks_of_the_baseline() {
+    // A hundred requests a minute, one of them bad, since twelve hours ago; the version of before is not asked for.
+    let count = |before: u64, each: u64| (12 * 60 - before / 60) * each;
+    let hour = |until: u64, each: u64| {
+        let minutes = (0..=65).rev().map(|m| until + 60 * m);
+        let samples: Vec<_> = minutes.filter(|before| *before <= 12 * 3_600).collect();
+        let texts: Vec<_> = samples
+            .iter()
+            .map(|b| count(*b, each).to_string())
+            .collect();
+        let rows: Vec<_> = samples
+            .iter()
+            .zip(&texts)
+            .map(|(b, t)| (*b, t.as_str()))
+            .collect();
+        let rows: &[(u64, &str)] = &rows;
+        if rows.is_empty() {
+            matrix(&[])
+        } else {
+            matrix(&[("v1.1.0", "", rows), ("v1.2.0", "", rows)])
+        }
+    };
+    let hours = (0..24).rev().map(|hour| hour * 3_600);
+    let answers = hours.flat_map(|until| [hour(until, 100), hour(until, 1)]);
+    let server = Server::start(answers.collect()).await;
+    let (metrics, candidate, baseline) = (metrics(MetricDef::Fault {}), version(2), version(1));
+    let query = Query {
+        metrics: &metrics,
+        epoch: Epoch::new(3),
+        candidate: &candidate,
+        baseline: &baseline,
+    };
+    let source = source(&server.address);
+    let past = source.history(query, Timestamp::from_millis(NOW + 9_000));
+    let past = past.await.unwrap().remove(0);
+    assert_eq!(past.metric, "m");
+    let [first, rest @ ..] = &past.blocks[..] else {
+        panic!("no blocks")
+    };
+    assert!(first[0].n < 500, "its first sample tells nothing");
+    assert_eq!(rest.len(), 12 * 12 - 1);
+    let whole = [Counts::new(500, 5), Counts::default()];
+    assert!(rest.iter().all(|groups| *groups == whole), "{rest:?}");
+    assert_eq!(server.asked.lock().unwrap().len(), 48);
+}
