@@ -32,6 +32,37 @@ async fn model_server(name: &'static str) -> String {
     format!("http://{address}")
 }
 
+/// A model server that knows how to say hello, and breaks off whatever else it is asked, after a piece without a word.
+async fn broken_server() -> String {
+    let answer = |axum::Json(asked): axum::Json<Value>| async move {
+        if asked["messages"][0]["content"] == "Say hello." {
+            let reply = json!({"choices": [{"message": {"content": "hello"}}]});
+            return axum::Json(reply).into_response();
+        }
+        let streamed = asked["stream"] == true;
+        let (mut to, from) =
+            http_body_util::channel::Channel::<bytes::Bytes, std::io::Error>::new(1);
+        tokio::spawn(async move {
+            let role = json!({"choices": [{"delta": {"role": "assistant", "content": ""}}]});
+            if streamed {
+                let _ = to.send_data(format!("data: {role}\n\n").into()).await;
+            }
+            to.abort(std::io::Error::other("out of memory"));
+        });
+        let kind = if streamed {
+            "text/event-stream"
+        } else {
+            "application/json"
+        };
+        ([("content-type", kind)], axum::body::Body::new(from)).into_response()
+    };
+    let app = Router::new().route("/v1/chat/completions", post(answer));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    format!("http://{address}")
+}
+
 struct Gateway {
     _process: Child,
     clients: String,
@@ -112,9 +143,30 @@ impl Gateway {
         status
     }
 
-    async fn read(&self, path: &str) -> String {
-        let uri = format!("{}{path}", self.admin).parse().unwrap();
+    async fn metrics(&self) -> String {
+        let uri = format!("{}/metrics", self.admin).parse().unwrap();
         read(self.client.get(uri).await.unwrap()).await.2
+    }
+
+    async fn status(&self) -> Value {
+        let request = http::Request::get(format!("{}/status", self.admin));
+        let request = request.header("authorization", "Bearer secret");
+        let request = request.body(Full::default()).unwrap();
+        let (status, _, text) = read(self.client.request(request).await.unwrap()).await;
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Waits until the status is so.
+    async fn until(&self, so: impl Fn(&Value) -> bool) -> Value {
+        for _ in 0..600 {
+            let status = self.status().await;
+            if so(&status) {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("it stays at {}", self.status().await);
     }
 
     /// Which versions answer these sessions, and whether the header says so.
@@ -187,17 +239,11 @@ async fn a_candidate_gets_its_share_and_the_switch_takes_it_back() {
         gateway.admin("/submit/chat-v2/1.1.0", "secret", PLAN).await,
         200
     );
-    for _ in 0..300 {
-        let status: Value = serde_json::from_str(&gateway.read("/status").await).unwrap();
-        if status["share"] == 50.0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    gateway.until(|status| status["share"] == 50.0).await;
     let counts = gateway.answered_by(100).await;
     // Expected 50 each, standard deviation 5; the keys are always the same.
     assert!(counts[1] > 25 && counts[0] > 25, "{counts:?}");
-    let metrics = gateway.read("/metrics").await;
+    let metrics = gateway.metrics().await;
     assert!(metrics.contains("role=\"candidate\"") && metrics.contains("llm_output_tokens_total"));
     assert!(!metrics.contains("session-"));
 
@@ -209,15 +255,13 @@ async fn a_candidate_gets_its_share_and_the_switch_takes_it_back() {
 async fn what_the_candidate_fails_the_baseline_answers() {
     let folder = tempfile::tempdir().unwrap();
     let one = model_server("one").await;
-    // Nobody listens there.
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let two = format!("http://{}", free.local_addr().unwrap());
-    drop(free);
+    let two = broken_server().await;
     let gateway = Gateway::start(&one, &two, &folder.path().join("gateway.db")).await;
     assert_eq!(
         gateway.admin("/submit/chat-v2/1.1.0", "secret", PLAN).await,
         200
     );
+    gateway.until(|status| status["share"] == 50.0).await;
     for n in 0..60 {
         let (status, version, text) = gateway.ask(&format!("session-{n}"), n % 2 == 0).await;
         assert_eq!(
@@ -225,15 +269,188 @@ async fn what_the_candidate_fails_the_baseline_answers() {
             (200, true),
             "{text}"
         );
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(text.contains("one was asked for small"), "{text}");
     }
-    let metrics = gateway.read("/metrics").await;
+    let metrics = gateway.metrics().await;
     let failed = metrics.lines().find(|line| {
         line.contains("role=\"candidate\"")
-            && line.contains("outcome=\"UpstreamError\"")
+            && line.contains("outcome=\"MidStreamError\"")
             && !line.ends_with(" 0")
     });
     assert!(failed.is_some(), "{metrics}");
+}
+
+#[tokio::test]
+async fn people_hold_approve_and_abort_over_the_admin_listener() {
+    const STEPS: &str = r#"
+alpha = 0.05
+ungated = true
+[[stages]]
+serve = 20.0
+dwell = "0s"
+advance = "manual"
+[[stages]]
+serve = 40.0
+dwell = "4h"
+[[stages]]
+serve = 100.0
+dwell = "4h"
+"#;
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (model_server("one").await, model_server("two").await);
+    let gateway = Gateway::start(&one, &two, &folder.path().join("gateway.db")).await;
+
+    // Without the token nothing is told or done, and clients cannot reach any of it.
+    for path in [
+        "/approve",
+        "/hold/x",
+        "/resume/x",
+        "/abort",
+        "/force-baseline",
+    ] {
+        assert_eq!(gateway.admin(path, "wrong", "").await, 401);
+        assert_eq!(gateway.admin(path, "", "").await, 401);
+        let public = format!("{}{path}", gateway.clients);
+        assert_eq!(
+            gateway
+                .post(public, &[("authorization", "Bearer secret")], String::new())
+                .await
+                .0,
+            404
+        );
+    }
+    let uri = format!("{}/status", gateway.admin).parse().unwrap();
+    assert_eq!(read(gateway.client.get(uri).await.unwrap()).await.0, 401);
+    assert_eq!(
+        gateway.admin("/approve", "secret", "").await,
+        409,
+        "there is nothing to approve"
+    );
+
+    assert_eq!(
+        gateway
+            .admin("/submit/chat-v2/1.1.0", "secret", STEPS)
+            .await,
+        200
+    );
+    let status = gateway.until(|status| status["share"] == 20.0).await;
+    assert!(
+        status["baseline"]
+            .as_str()
+            .unwrap()
+            .starts_with("chat/v1.0.0-")
+    );
+    assert!(
+        status["rollout"]["candidate"]
+            .as_str()
+            .unwrap()
+            .starts_with("chat/v1.1.0-")
+    );
+    assert_eq!(
+        gateway
+            .admin("/hold/look", "secret", "the dashboard looks odd")
+            .await,
+        200
+    );
+    gateway
+        .until(|status| status["rollout"]["holds"] == json!(["look"]))
+        .await;
+    assert_eq!(gateway.admin("/approve", "secret", "evals read").await, 200);
+    assert_eq!(gateway.status().await["share"], 20.0, "it is held");
+    assert_eq!(gateway.admin("/resume/look", "secret", "").await, 200);
+    assert_eq!(
+        gateway.admin("/resume/look", "secret", "").await,
+        409,
+        "there is no such hold any more"
+    );
+    gateway.answered_by(60).await;
+    gateway.until(|status| status["share"] == 40.0).await;
+    gateway.answered_by(60).await;
+
+    let metrics = gateway.metrics().await;
+    let value = |line: &str| {
+        let found = metrics
+            .lines()
+            .find_map(|l| l.strip_prefix(line)?.trim().parse::<f64>().ok());
+        found.unwrap_or_else(|| panic!("no {line} in {metrics}"))
+    };
+    assert_eq!(value("llm_candidate_share{of=\"ordered\"}"), 0.4);
+    assert!((0.1..0.8).contains(&value("llm_candidate_share{of=\"requests\"}")));
+    assert!((0.1..0.8).contains(&value("llm_candidate_share{of=\"tokens\"}")));
+    assert!(value("llm_flips_total") > 0.0 && value("llm_keyless_requests_total") < 1.0);
+    // Each family is told once, its lines together.
+    let families: Vec<&str> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .collect();
+    let mut seen = Vec::new();
+    for line in metrics.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap();
+        if seen.last() != Some(&name) {
+            assert!(
+                families.contains(&name) && !seen.contains(&name),
+                "{name} in {metrics}"
+            );
+            seen.push(name);
+        }
+    }
+
+    assert_eq!(gateway.admin("/abort", "secret", "enough").await, 200);
+    gateway
+        .until(|status| status["rollout"]["phase"] == "rolled back")
+        .await;
+    assert_eq!(gateway.answered_by(20).await, [20, 0]);
+}
+
+#[tokio::test]
+async fn whole_replies_are_mirrored_and_streams_are_not() {
+    const MIRROR: &str = r#"
+alpha = 0.05
+ungated = true
+finish = "return"
+[[stages]]
+mirror = 100.0
+dwell = "4h"
+"#;
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (model_server("one").await, model_server("two").await);
+    let gateway = Gateway::start(&one, &two, &folder.path().join("gateway.db")).await;
+    assert_eq!(
+        gateway
+            .admin("/submit/chat-v2/1.1.0", "secret", MIRROR)
+            .await,
+        200
+    );
+    gateway
+        .until(|status| status["rollout"]["phase"] == "soaking in stage 0")
+        .await;
+    // Half of these are streams; users get the baseline's answers only.
+    assert_eq!(gateway.answered_by(20).await, [20, 0]);
+    let url = format!("{}/v1/chat/completions", gateway.clients);
+    let acting =
+        json!({"model": "chat", "messages": [], "tools": [{"type": "function"}]}).to_string();
+    for _ in 0..3 {
+        let headers = [("x-session-id", "s"), ("content-type", "application/json")];
+        assert_eq!(
+            gateway.post(url.clone(), &headers, acting.clone()).await.0,
+            200
+        );
+    }
+    let wanted = [
+        "llm_mirrored_total{became=\"pairs\"} 10",
+        "llm_mirrored_total{became=\"skipped\"} 3",
+    ];
+    for _ in 0..600 {
+        let metrics = gateway.metrics().await;
+        if wanted
+            .iter()
+            .all(|line| metrics.lines().any(|found| found == *line))
+        {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{}", gateway.metrics().await);
 }
 
 #[tokio::test]

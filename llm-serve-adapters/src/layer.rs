@@ -27,37 +27,49 @@
 //! | an event stream with an error event, or without `[DONE]` (see [`RolloutLayer::done_marker`]) | mid-stream error |
 //! | a JSON reply with an `error` object | upstream error |
 //! | finish reason `content_filter` or `refusal` | safety block |
+//! | a gRPC status other than 0 | by its code: 1 cancel, 4 timeout, 8 overload, 2, 13, 14, 15 and unknown ones upstream error (mid-stream after a message), others client error |
+//! | a gRPC reply without a status | mid-stream error |
 //! | the reply is dropped before its end | cancel by the client |
 //! | anything else | ok |
 //!
 //! A handler that knows better puts an [`OutcomeClass`] into the response's extensions: it is recorded when the body ends.
 //! What a handler finds out about a reply (a failed check, a bad format) it says with [`Assignment::flag`].
 //!
-//! The first token is the first non-empty piece of content, reasoning, tool call or refusal of an event stream, and the first
-//! byte of any other reply. Output tokens are what the reply's usage says, else the number of non-empty pieces. A body with
+//! The first token is the first non-empty piece of content, reasoning, tool call or refusal of an event stream, the first
+//! message of a gRPC reply that is not empty, and the first byte of any other reply. Output tokens are what the reply's usage says, else the number of non-empty pieces. A body with
 //! a content encoding is not looked into.
+//!
+//! Hosts that are no tower services, such as proxies with filter phases, follow replies with an [`Observer`].
 
 mod body;
 mod fail_over;
+mod field;
+mod grpc;
 mod json;
 mod key;
+mod observer;
+mod replay;
 mod sse;
 #[cfg(test)]
 mod tests;
 
 pub use self::body::ObservedBody;
 pub use self::fail_over::{FailOver, FailOverFuture, FailOverService};
+pub use self::field::{BodyField, BodyFieldFuture, BodyFieldService, FromBody, from_body};
 pub use self::key::{
-    BearerHash, Dated, FromCookie, FromFn, FromHeader, Head, KeySource, Or, PerRequest, PinnedBy,
-    bearer_hash, cookie, from_fn, header,
+    BearerHash, BearerSubject, Dated, FromCookie, FromFn, FromHeader, Head, KeySource, Or,
+    PerRequest, PinnedBy, Untrusted, bearer_hash, bearer_subject, cookie, from_fn, header,
 };
+pub use self::observer::{End, Observer};
+pub use self::replay::Replayed;
 
-use self::body::{Content, Watch};
+use self::body::Watch;
+use self::key::Scratch;
 use crate::DataPlane;
 use crate::recorder::OutcomeClass;
 use crate::router::{Decision, Key, Pin, TenantPolicy, Version, VersionSlot};
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::header::HeaderName;
+use http::{Request, Response, StatusCode};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use std::fmt;
@@ -228,12 +240,14 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let plane = &self.layer.plane;
         let now = plane.router.now();
-        let key = self.layer.key.key(Head::of(&request));
+        let scratch = Scratch::default();
+        let key = self.layer.key.key(Head::of(&request, &scratch));
         let key = key.unwrap_or(Key::keyless().pinned(Pin::Baseline));
         let policy = self.layer.policy.as_ref();
-        let policy = policy.map_or(TenantPolicy::OPEN, |of| of(Head::of(&request)));
+        let other = Scratch::default();
+        let policy = policy.map_or(TenantPolicy::OPEN, |of| of(Head::of(&request, &other)));
         let key = policy.key(key);
-        let decision = plane.router.decide(&key, now);
+        let decision = plane.decide(&key, now);
         let ticket = plane.recorder.begin(decision, now);
         let flags = Arc::new(AtomicU16::new(0));
         let watch = Watch::new(plane.clone(), ticket, Arc::clone(&flags));
@@ -286,14 +300,16 @@ where
                     response.headers_mut().insert(VERSION_HEADER, reference);
                 }
                 let settled = response.extensions_mut().remove::<OutcomeClass>();
-                let settled = settled.or_else(|| by_status(response.status()));
-                let content = content(response.headers(), *this.done_required);
-                Ok(response
-                    .map(|body| ObservedBody::new(body, watch, settled, content, *this.idle)))
+                let observer = match settled {
+                    Some(class) => Observer::settled(class),
+                    None => Observer::new(response.status(), response.headers())
+                        .done_marker(*this.done_required),
+                };
+                Ok(response.map(|body| ObservedBody::new(body, watch, observer, *this.idle)))
             }
             Err(error) => {
                 if let Some(mut watch) = watch {
-                    watch.failed();
+                    watch.end(End::Broken);
                 }
                 Err(error)
             }
@@ -310,23 +326,5 @@ fn by_status(status: StatusCode) -> Option<OutcomeClass> {
         400..=499 => Some(OutcomeClass::ClientError),
         500.. => Some(OutcomeClass::UpstreamError),
         _ => None,
-    }
-}
-
-fn content(headers: &HeaderMap, done_required: bool) -> Content {
-    let is = |kind: &[u8]| {
-        headers
-            .get(CONTENT_TYPE)
-            .and_then(|value| value.as_bytes().get(..kind.len()))
-            .is_some_and(|found| found.eq_ignore_ascii_case(kind))
-    };
-    if headers.contains_key(CONTENT_ENCODING) {
-        Content::Opaque
-    } else if is(b"text/event-stream") {
-        Content::Stream { done_required }
-    } else if is(b"application/json") {
-        Content::Json
-    } else {
-        Content::Opaque
     }
 }

@@ -2,9 +2,9 @@
 
 use crate::host::Result;
 use crate::recorder::{OutcomeClass, Realised, Recorder};
-use crate::router::{Decision, InProcessRouter, Role, VersionSlot};
+use crate::router::{Decision, InProcessRouter, Key, Role, VersionSlot};
 use llm_rollout::{Epoch, Share, Timestamp};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ pub struct DataPlane {
     /// Counts what became of it.
     pub recorder: Arc<Recorder>,
     kept: Arc<Mutex<Kept>>,
+    flips: Arc<AtomicU64>,
     breaker: Option<Arc<(Breaker, AtomicU32)>>,
 }
 
@@ -93,8 +94,25 @@ impl DataPlane {
             router,
             recorder,
             kept: Arc::default(),
+            flips: Arc::default(),
             breaker: None,
         }
+    }
+
+    /// As [`InProcessRouter::decide`], and counts what may have flipped: see [`Self::flips`].
+    pub fn decide(&self, key: &Key<'_>, now: Timestamp) -> Decision {
+        let decision = self.router.decide(key, now);
+        if decision.role() == Role::Candidate && self.router.may_have_flipped(key) {
+            self.flips.fetch_add(1, Ordering::Relaxed);
+        }
+        decision
+    }
+
+    /// Requests that the candidate was given whose session says nothing about when it began and came in with the newest raise
+    /// of the share: if its conversation is older than the raise, it has changed its version in the middle, once. The layer
+    /// counts them; other hosts call [`Self::decide`]. Keys with a session start ([`Key::began`]) do not flip.
+    pub fn flips(&self) -> u64 {
+        self.flips.load(Ordering::Relaxed)
     }
 
     /// With a circuit breaker. The layer tells it how requests end; other hosts call [`Self::observe`].
@@ -212,7 +230,6 @@ impl From<&DataPlane> for DataPlane {
 mod tests {
     use super::*;
     use crate::host::TrafficRouter as _;
-    use crate::router::Key;
     use crate::router::tests::{durable::Virtual, first, forward};
     use llm_rollout::RouterId;
 

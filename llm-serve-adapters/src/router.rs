@@ -20,18 +20,17 @@ pub(crate) mod tests;
 mod versions;
 
 pub use self::assign::{Secret, place};
-pub use self::core::{Refused, RouterCore};
+pub use self::core::{Refused, RouterCore, UnreadableRecord};
 pub use self::decision::{Decision, Reason, Role, Slice};
 #[cfg(all(unix, feature = "haproxy"))]
 pub use self::haproxy::{HaproxyRouter, HaproxyRouterBuilder};
 pub use self::key::{Key, Pin};
 pub use self::policy::{Policies, TenantPolicy};
 pub(crate) use self::versions::Grow;
-pub use self::versions::{Version, VersionSlot};
+pub use self::versions::{TooManyVersions, Version, VersionSlot};
 
 use self::core::Record;
 use self::published::{Published, View};
-use self::versions::TooManyVersions;
 use crate::host::{
     Clock, Error, ErrorKind, Result, RouterCapabilities, RouterMemory, Support, TrafficRouter,
 };
@@ -187,7 +186,7 @@ impl RouterBuilder {
             None => None,
         };
         let core = match &saved {
-            Some(bytes) => RouterCore::restored(boot, read_record(&id, bytes)?),
+            Some(bytes) => read_record(&id, boot, bytes)?,
             None => RouterCore::new(boot, first),
         };
         let router = InProcessRouter {
@@ -254,6 +253,11 @@ impl InProcessRouter {
             control.cap = part;
             self.publish(&control);
         }
+    }
+
+    /// Whether the newest raise of the share is what brought the session of this key in, and nothing says when it began.
+    pub(crate) fn may_have_flipped(&self, key: &Key<'_>) -> bool {
+        self.published.may_have_flipped(key, &self.secret)
     }
 
     /// The router's clock: the time base of decisions, leases and recordings.
@@ -399,26 +403,17 @@ impl InProcessRouter {
     }
 }
 
-/// A record, if this program can read it.
-fn read_record(id: &RouterId, bytes: &[u8]) -> Result<Record> {
-    #[derive(serde::Deserialize)]
-    struct Head {
-        format: llm_rollout::Format,
-    }
-    let damaged = |e: serde_json::Error| {
-        Error::permanent(format!(
+/// The router of a record, if this program can read it.
+fn read_record(id: &RouterId, boot: u64, bytes: &[u8]) -> Result<RouterCore> {
+    RouterCore::from_json(boot, bytes).map_err(|unreadable| match unreadable {
+        UnreadableRecord::Damaged(e) => Error::permanent(format!(
             "the record of router {id} is damaged; nothing was overwritten: restore it, or remove it to start from the store's split"
         ))
-        .because(e)
-    };
-    let head: Head = serde_json::from_slice(bytes).map_err(damaged)?;
-    if !head.format.readable() {
-        return Err(Error::permanent(format!(
-            "the record of router {id} has format {}, which this program cannot read; nothing was overwritten",
-            head.format
-        )));
-    }
-    serde_json::from_slice(bytes).map_err(damaged)
+        .because(e),
+        UnreadableRecord::Format(format) => Error::permanent(format!(
+            "the record of router {id} has format {format}, which this program cannot read; nothing was overwritten"
+        )),
+    })
 }
 
 fn view(core: &RouterCore) -> Result<View> {

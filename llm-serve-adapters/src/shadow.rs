@@ -79,16 +79,24 @@ impl Request {
         }
     }
 
-    /// Safe unless it brings tools along (a chat, completion or response body).
+    /// Safe unless it brings tools along, adds to a conversation that the server keeps, or runs in the background (a chat,
+    /// completion or response body).
     pub fn of_body(body: &serde_json::Value) -> Self {
         let brings = |name: &str| match body.get(name) {
-            None | Some(serde_json::Value::Null) => false,
+            None | Some(serde_json::Value::Null | serde_json::Value::Bool(false)) => false,
             Some(serde_json::Value::Array(list)) => !list.is_empty(),
             Some(_) => true,
         };
-        let safe = !["tools", "functions", "mcp_servers", "web_search_options"]
-            .into_iter()
-            .any(brings);
+        let safe = ![
+            "tools",
+            "functions",
+            "mcp_servers",
+            "web_search_options",
+            "conversation",
+            "background",
+        ]
+        .into_iter()
+        .any(brings);
         Self { safe, tokens: 0 }
     }
 

@@ -1,15 +1,13 @@
 //! A response body that is watched as it passes: untouched, and recorded when it ends.
 
-use super::json::Json;
-use super::sse::Sse;
+use super::observer::{End, Observer};
 use crate::DataPlane;
-use crate::recorder::{OutcomeClass, Ticket};
+use crate::recorder::Ticket;
 use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use llm_rollout::Timestamp;
 use pin_project_lite::pin_project;
 use std::fmt;
-use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -22,36 +20,9 @@ pub(crate) struct Watch {
     plane: DataPlane,
     ticket: Option<Ticket>,
     flags: Arc<AtomicU16>,
-    reply: Reply,
+    observer: Observer,
     bytes: u64,
 }
-
-/// What is known about the reply.
-#[derive(Debug)]
-enum Reply {
-    /// It has not come.
-    Awaited,
-    /// Its status, or the host, has said how the request ends, whatever the body says.
-    Settled(OutcomeClass),
-    Stream {
-        sse: Sse,
-        done_required: bool,
-        blind: bool,
-    },
-    Json(Json),
-    Opaque,
-}
-
-/// What kind of body a reply has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Content {
-    Stream { done_required: bool },
-    Json,
-    Opaque,
-}
-
-/// At most this many pieces of one frame are looked at; frames of hyper and axum have one.
-const PIECES: usize = 8;
 
 impl Watch {
     pub(crate) fn new(plane: DataPlane, ticket: Ticket, flags: Arc<AtomicU16>) -> Self {
@@ -59,121 +30,30 @@ impl Watch {
             plane,
             ticket: Some(ticket),
             flags,
-            reply: Reply::Awaited,
+            observer: Observer::awaiting(),
             bytes: 0,
         }
     }
 
-    /// The reply's head has come.
-    pub(crate) fn head(&mut self, settled: Option<OutcomeClass>, content: Content) {
-        self.reply = match (settled, content) {
-            (Some(class), _) => Reply::Settled(class),
-            (None, Content::Stream { done_required }) => Reply::Stream {
-                sse: Sse::default(),
-                done_required,
-                blind: false,
-            },
-            (None, Content::Json) => Reply::Json(Json::default()),
-            (None, Content::Opaque) => Reply::Opaque,
-        };
-    }
-
     fn data(&mut self, data: &impl Buf) {
-        if self.ticket.is_none() || !data.has_remaining() {
+        let Some(ticket) = self.ticket.as_mut().filter(|_| data.has_remaining()) else {
             return;
-        }
-        let now = self.plane.router.now();
+        };
         self.bytes = self.bytes.saturating_add(data.remaining() as u64);
-        let Some(ticket) = &mut self.ticket else {
-            return;
-        };
-        match &mut self.reply {
-            Reply::Stream { sse, blind, .. } => {
-                let before = sse.seen().deltas;
-                *blind |= !pieces(data, |piece| sse.feed(piece));
-                if sse.seen().deltas > before {
-                    ticket.piece(now);
-                }
-            }
-            Reply::Json(json) => {
-                pieces(data, |piece| json.feed_all(piece));
-                ticket.first_token(now);
-            }
-            Reply::Opaque => ticket.first_token(now),
-            Reply::Awaited | Reply::Settled(_) => {}
-        }
-    }
-
-    /// The body has come to its end.
-    pub(crate) fn complete(&mut self) {
-        let class = match &self.reply {
-            Reply::Settled(class) => *class,
-            Reply::Stream {
-                sse,
-                done_required,
-                blind,
-            } => {
-                if sse.failed() || (*done_required && !sse.is_done() && !blind) {
-                    OutcomeClass::MidStreamError
-                } else {
-                    filtered(sse.seen().filtered)
-                }
-            }
-            Reply::Json(json) if json.seen.error => OutcomeClass::UpstreamError,
-            Reply::Json(json) => filtered(json.seen.filtered),
-            Reply::Opaque | Reply::Awaited => OutcomeClass::Ok,
-        };
-        self.finish(class);
-    }
-
-    /// The service or the body has failed.
-    pub(crate) fn failed(&mut self) {
-        let class = match &self.reply {
-            Reply::Awaited => OutcomeClass::UpstreamError,
-            Reply::Settled(class) => *class,
-            Reply::Stream { .. } | Reply::Json(_) | Reply::Opaque => OutcomeClass::MidStreamError,
-        };
-        self.finish(class);
-    }
-
-    /// Nothing has come for too long.
-    fn idle(&mut self) {
-        let class = match &self.reply {
-            Reply::Settled(class) => *class,
-            _ => OutcomeClass::Timeout,
-        };
-        self.finish(class);
+        self.observer.frame(ticket, data, self.plane.router.now());
     }
 
     fn is_stream(&self) -> bool {
-        self.ticket.is_some() && matches!(self.reply, Reply::Stream { .. })
+        self.ticket.is_some() && self.observer.is_stream()
     }
 
-    /// Nobody wants the rest.
-    fn dropped(&mut self) {
-        let class = match &self.reply {
-            Reply::Settled(class) => *class,
-            Reply::Stream { sse, .. } if sse.failed() => OutcomeClass::MidStreamError,
-            Reply::Stream { sse, .. } if sse.is_done() => filtered(sse.seen().filtered),
-            _ => OutcomeClass::ClientCancel,
-        };
-        self.finish(class);
-    }
-
-    fn finish(&mut self, class: OutcomeClass) {
+    /// The service, or its body, has ended.
+    pub(crate) fn end(&mut self, end: End) {
         let Some(mut ticket) = self.ticket.take() else {
             return;
         };
-        let seen = match &self.reply {
-            Reply::Stream { sse, .. } => sse.seen(),
-            Reply::Json(json) => json.seen,
-            _ => super::json::Seen::default(),
-        };
-        ticket.tokens(seen.usage.unwrap_or(match &self.reply {
-            // Engines send about a token a piece.
-            Reply::Stream { .. } => seen.deltas,
-            _ => 0,
-        }));
+        let class = self.observer.class(end);
+        ticket.tokens(self.observer.tokens());
         ticket.raise(self.flags.load(Ordering::Relaxed));
         let now: Timestamp = self.plane.router.now();
         let decision = ticket.decision();
@@ -184,9 +64,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if self.ticket.is_some() {
-            self.dropped();
-        }
+        self.end(End::Dropped);
     }
 }
 
@@ -196,31 +74,6 @@ impl fmt::Debug for Watch {
             .field("open", &self.ticket.is_some())
             .finish_non_exhaustive()
     }
-}
-
-fn filtered(yes: bool) -> OutcomeClass {
-    if yes {
-        OutcomeClass::SafetyBlock
-    } else {
-        OutcomeClass::Ok
-    }
-}
-
-/// Shows each piece without consuming any. `false` if there were too many to look at all.
-fn pieces(data: &impl Buf, mut look: impl FnMut(&[u8])) -> bool {
-    let first = data.chunk();
-    if first.len() == data.remaining() {
-        look(first);
-        return true;
-    }
-    let mut slices = [IoSlice::new(&[]); PIECES];
-    let filled = data.chunks_vectored(&mut slices);
-    let mut shown = 0;
-    for slice in slices.iter().take(filled) {
-        look(slice);
-        shown += slice.len();
-    }
-    shown == data.remaining()
 }
 
 pin_project! {
@@ -248,15 +101,14 @@ impl<B: Body> ObservedBody<B> {
     pub(crate) fn new(
         inner: B,
         mut watch: Option<Watch>,
-        settled: Option<OutcomeClass>,
-        content: Content,
+        observer: Observer,
         idle: Option<Duration>,
     ) -> Self {
         let length = inner.size_hint().exact();
         if let Some(watch) = &mut watch {
-            watch.head(settled, content);
+            watch.observer = observer;
             if inner.is_end_stream() || length == Some(0) {
-                watch.complete();
+                watch.end(End::Complete);
             }
         }
         let streams = watch.as_ref().is_some_and(Watch::is_stream);
@@ -291,7 +143,7 @@ impl<B: Body> Body for ObservedBody<B> {
                 ready!(idle.until.as_mut().poll(cx));
                 idle.over = true;
                 if let Some(watch) = this.watch {
-                    watch.idle();
+                    watch.end(End::Idle);
                 }
                 return Poll::Ready(None);
             }
@@ -310,13 +162,17 @@ impl<B: Body> Body for ObservedBody<B> {
                 if let Some(data) = frame.data_ref() {
                     watch.data(data);
                 }
+                if let Some(trailers) = frame.trailers_ref() {
+                    watch.observer.trailers(trailers);
+                }
                 let whole = this.length.is_some_and(|length| watch.bytes >= length);
-                if whole || this.inner.is_end_stream() {
-                    watch.complete();
+                // Nothing comes after trailers, and nobody asks for it.
+                if whole || frame.is_trailers() || this.inner.is_end_stream() {
+                    watch.end(End::Complete);
                 }
             }
-            Some(Err(_)) => watch.failed(),
-            None => watch.complete(),
+            Some(Err(_)) => watch.end(End::Broken),
+            None => watch.end(End::Complete),
         }
         Poll::Ready(frame)
     }

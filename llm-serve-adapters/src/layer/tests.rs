@@ -1,10 +1,15 @@
 use super::*;
+
+mod fail_over;
+mod formats;
+mod keys;
+
 use crate::recorder::{Recorder, Row};
 use crate::router::tests::durable::Virtual;
 use crate::router::tests::{at, first, forward, version};
 use crate::router::{InProcessRouter, Reason, Role, VersionSlot};
 use bytes::{Buf, Bytes};
-use http::header::HeaderValue;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use llm_rollout::RouterId;
@@ -423,69 +428,6 @@ async fn candidate_for_all() -> World {
 fn by_role(world: &World, role: Role) -> Option<Row> {
     let rows = world.plane.recorder.snapshot().unwrap().rows;
     rows.into_iter().find(|row| row.role() == role)
-}
-
-#[tokio::test]
-async fn what_the_candidate_fails_is_saved_by_the_baseline_and_charged_to_the_candidate() {
-    for (status, class) in [
-        (500, OutcomeClass::UpstreamError),
-        (504, OutcomeClass::Timeout),
-        (429, OutcomeClass::Overload),
-    ] {
-        let world = candidate_for_all().await;
-        let handler = Handler(move |request: &Request<&'static str>| {
-            let decision = request.extensions().get::<Assignment>().unwrap().decision();
-            let status = if decision.role() == Role::Candidate {
-                status
-            } else {
-                200
-            };
-            Answer::Ok(reply(
-                status,
-                "text/plain",
-                Full::new(Bytes::from(*request.body())),
-            ))
-        });
-        let copy = |request: &Request<&'static str>| Some(request.clone());
-        let inner = FailOver::new(&world.plane, copy).layer(handler);
-        let mut service = RolloutLayer::new(&world.plane).layer(inner);
-        let response = service.call(Request::new("hello")).await.unwrap();
-        assert_eq!(response.status(), 200);
-        assert_eq!(
-            response.headers()[VERSION_HEADER],
-            version(1).reference().to_string()
-        );
-        assert_eq!(
-            response.into_body().collect().await.unwrap().to_bytes(),
-            "hello"
-        );
-        let row = by_role(&world, Role::Candidate).unwrap();
-        assert_eq!(
-            (row.assigned(), row.ended(class), row.finished()),
-            (1, 1, 1)
-        );
-        assert!(by_role(&world, Role::Baseline).is_none());
-    }
-}
-
-#[tokio::test]
-async fn what_may_not_be_sent_twice_is_not() {
-    let world = candidate_for_all().await;
-    let handler = Handler(|_: &Request<()>| Err::<Response<Empty<Bytes>>, _>("refused"));
-    let inner = FailOver::new(&world.plane, |_: &Request<()>| None).layer(handler.clone());
-    let mut service = RolloutLayer::new(&world.plane).layer(inner);
-    assert_eq!(service.call(Request::new(())).await.unwrap_err(), "refused");
-    // And both may fail.
-    let inner =
-        FailOver::new(&world.plane, |_: &Request<()>| Some(Request::new(()))).layer(handler);
-    let mut service = RolloutLayer::new(&world.plane).layer(inner);
-    assert_eq!(service.call(Request::new(())).await.unwrap_err(), "refused");
-    assert_eq!(
-        by_role(&world, Role::Candidate)
-            .unwrap()
-            .ended(OutcomeClass::UpstreamError),
-        2
-    );
 }
 
 #[tokio::test]

@@ -67,6 +67,18 @@ pub enum Refused {
     Format(Format),
 }
 
+/// Why a router's record cannot be read; nothing should be overwritten.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnreadableRecord {
+    /// It is damaged.
+    #[error("it is damaged")]
+    Damaged(#[from] serde_json::Error),
+    /// It is of a newer program.
+    #[error("it has format {0}, which this program cannot read")]
+    Format(Format),
+}
+
 /// What an operator has pinned, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Latch {
@@ -152,6 +164,30 @@ impl RouterCore {
     #[must_use]
     pub fn restarted(&self, boot: u64) -> Self {
         Self::restored(boot, self.record())
+    }
+
+    /// What of it has to outlive the process before an order is acknowledged, as JSON.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(&self.record())
+    }
+
+    /// The router that [`Self::to_json`] has written, after a restart: a share in it has lapsed. The boot differs for every start.
+    ///
+    /// # Errors
+    /// It is damaged, or of a format that this program does not know.
+    pub fn from_json(boot: u64, record: &[u8]) -> Result<Self, UnreadableRecord> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: Format,
+        }
+        let Head { format } = serde_json::from_slice(record)?;
+        if !format.readable() {
+            return Err(UnreadableRecord::Format(format));
+        }
+        Ok(Self::restored(boot, serde_json::from_slice(record)?))
     }
 
     pub(crate) fn record(&self) -> Record {

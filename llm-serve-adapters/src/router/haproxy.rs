@@ -159,7 +159,7 @@ impl HaproxyRouterBuilder {
         let random = RandomState::new();
         let boot = random.hash_one("boot");
         let core = match &saved {
-            Some(bytes) => RouterCore::restored(boot, read_record(&id, bytes)?),
+            Some(bytes) => read_record(&id, boot, bytes)?,
             None => RouterCore::new(boot, first),
         };
         let durable = saved.is_some().then(|| core.record());

@@ -346,6 +346,25 @@ impl Published {
         Some((get(below).min(get(&self.candidate_below)), get(from)))
     }
 
+    /// Whether this session came in with the newest raise, and does not say when it began.
+    pub(crate) fn may_have_flipped(&self, key: &Key<'_>, secret: &Secret) -> bool {
+        let (Some(session), None, None) = (key.session, key.pin, key.began) else {
+            return false;
+        };
+        let came_in = self.consistent(|| {
+            let raises = self.ramp.iter().take_while(|[before, ..]| get(before) != 0);
+            // Without any, the candidate had nothing before.
+            let before = raises.last().map_or(0, |[_, below, _]| get(below));
+            let place = if key.chosen {
+                u64::from(secret.place(session, get(&self.salt)))
+            } else {
+                self.place(session)
+            };
+            place >= before && place < get(&self.candidate_below)
+        });
+        came_in.unwrap_or(false)
+    }
+
     /// The slice that a place will be in.
     fn slice(&self, place: u64) -> Option<Slice> {
         let ahead = self.ahead.iter().map(get).take_while(|below| *below != 0);

@@ -32,7 +32,7 @@ impl Version {
 
     /// Its reference, as a response carries it.
     #[cfg(feature = "tower")]
-    pub(crate) fn header(&self) -> Option<http::HeaderValue> {
+    pub fn header(&self) -> Option<http::HeaderValue> {
         self.header.clone()
     }
 
@@ -49,11 +49,12 @@ impl Version {
 
 /// More versions than a process is made to serve in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 #[error(
     "this process has served {} versions, as many as it can tell apart: restart it",
     VersionSlot::CAPACITY
 )]
-pub(crate) struct TooManyVersions;
+pub struct TooManyVersions;
 
 static SLOTS: Grow<OnceLock<Version>> = Grow::new(OnceLock::new());
 static USED: Mutex<u16> = Mutex::new(0);
@@ -68,8 +69,12 @@ impl VersionSlot {
         SLOTS.get(self.0)?.get()
     }
 
-    /// The slot of a version: the one it already has, or a new one.
-    pub(crate) fn intern(id: &VersionId) -> Result<Self, TooManyVersions> {
+    /// The slot of a version: the one it already has, or a new one. For hosts that know their workers' versions before any of
+    /// them is served ([`super::Decision::filter`]). Takes a lock; not for the request path.
+    ///
+    /// # Errors
+    /// The process has served [`Self::CAPACITY`] versions already.
+    pub fn intern(id: &VersionId) -> Result<Self, TooManyVersions> {
         let mut used = USED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = search(id, *used) {
             return Ok(slot);
@@ -84,7 +89,7 @@ impl VersionSlot {
     }
 
     /// The slot of a version, if this process has ever served it.
-    pub(crate) fn find(id: &VersionId) -> Option<Self> {
+    pub fn find(id: &VersionId) -> Option<Self> {
         let used = *USED.lock().unwrap_or_else(PoisonError::into_inner);
         search(id, used)
     }

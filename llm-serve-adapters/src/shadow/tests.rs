@@ -249,6 +249,9 @@ fn requests_with_tools_are_not_safe() {
         (json!({"tools": [{"type": "function"}]}), false),
         (json!({"functions": [{"name": "pay"}]}), false),
         (json!({"web_search_options": {}}), false),
+        (json!({"input": "Hi", "conversation": "conv_1"}), false),
+        (json!({"input": "Hi", "background": true}), false),
+        (json!({"input": "Hi", "background": false}), true),
     ] {
         assert_eq!(Request::of_body(&body).safe, safe, "{body}");
     }

@@ -8,11 +8,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::{HeaderValue, StatusCode, header};
 use llm_rollout::{Plan, Rollout, RolloutId};
-use llm_serve_adapters::recorder::OutcomeClass;
 use llm_serve_adapters::shadow::Shadow;
 use llm_serve_adapters::{DataPlane, Endpoint, Run};
 use serde_json::{Value, json};
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 /// What the admin endpoints are about.
@@ -26,8 +24,9 @@ pub(crate) struct Desk {
 }
 
 pub(crate) fn app(desk: Desk) -> Router {
-    // What changes something needs the token; what is read is safe to show to whoever reaches this listener.
+    // Metrics are safe to show to whoever reaches this listener; everything else needs the token.
     let guarded = Router::new()
+        .route("/status", get(status))
         .route("/submit/{rollout}/{version}", post(submit))
         .route("/approve", post(approve))
         .route("/hold/{name}", post(hold))
@@ -37,7 +36,6 @@ pub(crate) fn app(desk: Desk) -> Router {
         .layer(from_fn_with_state(desk.clone(), authorise));
     Router::new()
         .route("/metrics", get(metrics))
-        .route("/status", get(status))
         .merge(guarded)
         .with_state(desk)
 }
@@ -111,36 +109,44 @@ fn run(desk: &Desk) -> Option<Run> {
 
 const NONE: &str = "there is no rollout";
 
-async fn approve(State(desk): State<Desk>) -> Response {
+/// Why, as the body of the request says; it goes into the log.
+fn why(said: &str) -> &str {
+    match said.trim() {
+        "" => "over the admin endpoint",
+        said => said,
+    }
+}
+
+async fn approve(State(desk): State<Desk>, said: String) -> Response {
     match run(&desk) {
-        Some(run) => done(run.approve("admin", "over the admin endpoint").await),
+        Some(run) => done(run.approve("admin", why(&said)).await),
         None => refuse(&NONE),
     }
 }
 
-async fn hold(State(desk): State<Desk>, Path(name): Path<String>) -> Response {
+async fn hold(State(desk): State<Desk>, Path(name): Path<String>, said: String) -> Response {
     match run(&desk) {
-        Some(run) => done(run.hold(&name, "admin", "over the admin endpoint").await),
+        Some(run) => done(run.hold(&name, "admin", why(&said)).await),
         None => refuse(&NONE),
     }
 }
 
-async fn resume(State(desk): State<Desk>, Path(name): Path<String>) -> Response {
+async fn resume(State(desk): State<Desk>, Path(name): Path<String>, said: String) -> Response {
     match run(&desk) {
-        Some(run) => done(run.resume(&name, "admin", "over the admin endpoint").await),
+        Some(run) => done(run.resume(&name, "admin", why(&said)).await),
         None => refuse(&NONE),
     }
 }
 
-async fn abort(State(desk): State<Desk>) -> Response {
+async fn abort(State(desk): State<Desk>, said: String) -> Response {
     match run(&desk) {
-        Some(run) => done(run.abort("admin", "over the admin endpoint").await),
+        Some(run) => done(run.abort("admin", why(&said)).await),
         None => refuse(&NONE),
     }
 }
 
-async fn force_baseline(State(desk): State<Desk>) -> Response {
-    done(desk.endpoint.force_baseline("over the admin endpoint"))
+async fn force_baseline(State(desk): State<Desk>, said: String) -> Response {
+    done(desk.endpoint.force_baseline(why(&said)))
 }
 
 async fn status(State(desk): State<Desk>) -> axum::Json<Value> {
@@ -150,6 +156,7 @@ async fn status(State(desk): State<Desk>) -> axum::Json<Value> {
             "id": rollout.id().as_str(),
             "phase": rollout.phase().to_string(),
             "candidate": rollout.candidate().reference().to_string(),
+            "holds": rollout.state().holds.keys().collect::<Vec<_>>(),
         })
     });
     let split = desk.plane.router.state().split;
@@ -161,71 +168,9 @@ async fn status(State(desk): State<Desk>) -> axum::Json<Value> {
     }))
 }
 
-/// In the text format of Prometheus. No key, user or content is in it.
 async fn metrics(State(desk): State<Desk>) -> Response {
-    let snapshot = match desk.plane.recorder.snapshot() {
-        Ok(snapshot) => snapshot,
-        Err(busy) => return (StatusCode::SERVICE_UNAVAILABLE, busy.to_string()).into_response(),
-    };
-    let mut text = String::new();
-    for row in &snapshot.rows {
-        let version = row
-            .version()
-            .version()
-            .map_or("unknown", |version| version.reference());
-        let labels = format!(
-            "version=\"{version}\",role=\"{}\",epoch=\"{}\",randomised=\"{}\"",
-            row.role(),
-            row.epoch(),
-            row.randomised()
-        );
-        // Writing to a string cannot fail.
-        for class in OutcomeClass::ALL {
-            let _ = writeln!(
-                text,
-                "llm_requests_total{{{labels},outcome=\"{class:?}\"}} {}",
-                row.ended(class)
-            );
-        }
-        let _ = writeln!(
-            text,
-            "llm_requests_assigned_total{{{labels}}} {}",
-            row.assigned()
-        );
-        let _ = writeln!(text, "llm_output_tokens_total{{{labels}}} {}", row.tokens());
-        for (name, of) in [
-            ("time_to_first_token", row.first_token(0.99)),
-            ("time_per_output_token", row.per_token(0.99)),
-            ("request_duration", row.duration(0.99)),
-        ] {
-            if let Some(value) = of {
-                let _ = writeln!(
-                    text,
-                    "llm_{name}_seconds{{{labels},quantile=\"0.99\"}} {}",
-                    value.as_secs_f64()
-                );
-            }
-        }
+    match crate::metrics::page(&desk.plane, &desk.shadow) {
+        Ok(page) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page).into_response(),
+        Err(busy) => (StatusCode::SERVICE_UNAVAILABLE, busy.to_string()).into_response(),
     }
-    let realised = snapshot.realised(desk.plane.router.state().split.epoch);
-    for (name, share) in [
-        ("requests", realised.request_share()),
-        ("tokens", realised.token_share()),
-    ] {
-        let _ = writeln!(
-            text,
-            "llm_candidate_share{{of=\"{name}\"}} {}",
-            share.unwrap_or(0.0)
-        );
-    }
-    let mirrored = desk.shadow.counts();
-    let skipped = mirrored.unsafe_ + mirrored.full + mirrored.spent;
-    for (became, n) in [
-        ("pairs", mirrored.pairs),
-        ("skipped", skipped),
-        ("failed", mirrored.failed + mirrored.late),
-    ] {
-        let _ = writeln!(text, "llm_mirrored_total{{became=\"{became}\"}} {n}");
-    }
-    text.into_response()
 }

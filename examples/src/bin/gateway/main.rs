@@ -4,21 +4,27 @@
 //! GATEWAY_TOKEN=secret gateway --store gateway.db --listen 127.0.0.1:8080 --admin 127.0.0.1:8081 \
 //!     --version 1.0.0 http://127.0.0.1:9001 qwen --version 1.1.0 http://127.0.0.1:9002 qwen-tuned
 //! curl -H 'authorization: Bearer secret' --data-binary @canary.toml http://127.0.0.1:8081/submit/chat-v2/1.1.0
+//! curl -H 'authorization: Bearer secret' -d 'evals read' http://127.0.0.1:8081/approve
 //! ```
 //!
 //! The first `--version` is served the very first time; afterwards what is recorded. Clients talk to `--listen`: chat,
 //! completions and responses, streamed or not, with `x-session-id` (or the body's `user`) as the session. People and dashboards talk
-//! to `--admin`: `/metrics`, `/status`, and with the token `/submit`, `/approve`, `/hold`, `/resume`, `/abort` and
-//! `/force-baseline`.
+//! to `--admin`: `/metrics`, and with the token `/status`, `/submit`, `/approve`, `/hold`, `/resume`, `/abort` and
+//! `/force-baseline`; what is sent along is the reason that the log keeps.
+//!
+//! Where things are: `proxy.rs` the request path, `backend.rs` warm-up, `admin.rs` and `metrics.rs` what people use, `args.rs` what
+//! it is started with.
 
 mod admin;
 mod args;
+mod backend;
+mod metrics;
 mod proxy;
 
 use args::{Args, Served};
 use llm_serve_adapters::apply::Profiles;
 use llm_serve_adapters::layer::{FailOver, KeySource as _, RolloutLayer, from_fn, header};
-use llm_serve_adapters::router::Key;
+use llm_serve_adapters::router::{Key, VersionSlot};
 use llm_serve_adapters::shadow::{Limits, Normalised, Shadow};
 use llm_serve_adapters::store::SqliteStore;
 use llm_serve_adapters::{Bootstrap, Breaker, Caps, Endpoint};
@@ -33,6 +39,10 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// A stream that says nothing for so long is cut off, and is its version's fault.
 const IDLE: Duration = Duration::from_secs(60);
+/// How long the candidate may take for its first token before the baseline is asked instead.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often the candidate is asked for a real reply, besides what users ask it.
+const CHECK: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 #[expect(clippy::print_stderr, reason = "the last word of a program that fails")]
@@ -58,11 +68,6 @@ async fn run() -> Result<()> {
     let first = args.versions.first().map(|served| served.id.clone());
     let first = first.ok_or("at least one --version is needed")?;
 
-    // The endpoint: its controller runs on this runtime until the last handle is dropped.
-    let store = SqliteStore::open(&args.store)?;
-    let endpoint = Endpoint::open("chat", store, Bootstrap(first)).await?;
-    let plane = endpoint.data_plane().clone().breaker(Breaker::default());
-
     // What each version makes of a request, and where it is served.
     let profile = |served: &Served| (served.id.clone(), served.profile.clone());
     let profiles = args.versions.iter().map(profile);
@@ -70,10 +75,20 @@ async fn run() -> Result<()> {
         all.version(&id, profile)
     });
 
+    // The endpoint: its controller runs on this runtime until the last handle is dropped.
+    let upstreams = proxy::Upstreams::new(profiles);
+    let store = SqliteStore::open(&args.store)?;
+    let endpoint = Endpoint::builder("chat", store, Bootstrap(first))
+        .backend(backend::Servers(upstreams.clone()))
+        .open()
+        .await?;
+    let plane = endpoint.data_plane().clone().breaker(Breaker::default());
+
     // The request path: key, decision, a second chance on the baseline, the reply followed as it streams.
     let shadow = Shadow::new(Limits::default(), Normalised);
-    let proxy = proxy::Proxy::new(plane.clone(), profiles, shadow.clone());
+    let proxy = proxy::Proxy::new(plane.clone(), upstreams.clone(), shadow.clone());
     let second = FailOver::new(&plane, |request: &proxy::Asked| Some(request.clone()));
+    let second = second.patience(PATIENCE);
     let user = from_fn(|head| {
         head.extensions
             .get::<proxy::User>()
@@ -96,6 +111,21 @@ async fn run() -> Result<()> {
             // Tried again in ten seconds; until then the share stays as it is.
             let _realised = kept.keep_within(&caps);
         }
+    });
+
+    // Its health, by real replies: a candidate that gives none is suspended until it does.
+    let watched = plane.clone();
+    tokio::spawn(async move {
+        let probe = |slot: VersionSlot| {
+            let upstreams = upstreams.clone();
+            async move {
+                match slot.version() {
+                    Some(version) => upstreams.generate(version.id()).await.is_ok(),
+                    None => false,
+                }
+            }
+        };
+        watched.watch_health(CHECK, 3, probe).await;
     });
 
     let (public, private) = (

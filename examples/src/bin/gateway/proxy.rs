@@ -5,7 +5,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
-use http::{HeaderMap, HeaderName, Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -15,11 +15,13 @@ use llm_serve_adapters::apply::{Api, ApplyError, Profile, Profiles};
 use llm_serve_adapters::layer::{Assignment, ObservedBody};
 use llm_serve_adapters::router::Role;
 use llm_serve_adapters::shadow::{Pair, Request as Mirrored, Shadow};
+use llm_version_core::VersionId;
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tower_service::Service;
@@ -108,23 +110,94 @@ fn refuse(status: StatusCode, message: &str) -> Response {
     (status, axum::Json(body)).into_response()
 }
 
+/// The servers, and what each version makes of a request.
+#[derive(Debug, Clone)]
+pub(crate) struct Upstreams {
+    profiles: Arc<Profiles>,
+    client: Client<HttpConnector, Full<Bytes>>,
+}
+
+impl Upstreams {
+    pub(crate) fn new(profiles: Profiles) -> Self {
+        Self {
+            profiles: Arc::new(profiles),
+            client: Client::builder(TokioExecutor::new()).build_http(),
+        }
+    }
+
+    /// Asks a version for a few tokens. `Err` says why there were none.
+    pub(crate) async fn generate(&self, version: &VersionId) -> Result<(), Boxed> {
+        let profile = self
+            .profiles
+            .get(version)
+            .ok_or("the version has no profile")?;
+        let mut body =
+            json!({"max_tokens": 16, "messages": [{"role": "user", "content": "Say hello."}]});
+        profile.apply(Api::Chat, &mut body)?;
+        let json = HeaderValue::from_static("application/json");
+        let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, json)]);
+        let asked = async {
+            let asked = self.send(profile, "/v1/chat/completions", &headers, &body);
+            let response = asked.await?;
+            if !response.status().is_success() {
+                return Err(Boxed::from(format!("status {}", response.status())));
+            }
+            let whole = Limited::new(response.into_body(), LARGEST)
+                .collect()
+                .await?;
+            Ok(serde_json::from_slice::<Value>(&whole.to_bytes())?)
+        };
+        let reply = tokio::time::timeout(PATIENCE, asked).await??;
+        let message = &reply["choices"][0]["message"];
+        let says = |field: &str| message[field].as_str().is_some_and(|text| !text.is_empty());
+        if ["content", "reasoning_content", "reasoning"]
+            .into_iter()
+            .any(says)
+        {
+            Ok(())
+        } else {
+            Err(Boxed::from("it says nothing"))
+        }
+    }
+
+    async fn send(
+        &self,
+        profile: &Profile,
+        path: &str,
+        headers: &HeaderMap,
+        body: &Value,
+    ) -> Result<Response, Boxed> {
+        let address = profile.address().ok_or("the version has no upstream")?;
+        let mut request = Request::new(Full::new(Bytes::from(serde_json::to_vec(body)?)));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = format!("{address}{path}").parse::<Uri>()?;
+        *request.headers_mut() = headers.clone();
+        for name in HOP {
+            request.headers_mut().remove(name);
+        }
+        let response = self.client.request(request).await?;
+        let (mut parts, body) = response.into_parts();
+        for name in [header::CONNECTION, header::TRANSFER_ENCODING] {
+            parts.headers.remove(name);
+        }
+        Ok(Response::from_parts(parts, Body::new(body)))
+    }
+}
+
 /// Asks the version that was decided.
 #[derive(Debug, Clone)]
 pub(crate) struct Proxy {
     plane: DataPlane,
-    profiles: Profiles,
+    upstreams: Upstreams,
     shadow: Shadow,
-    client: Client<HttpConnector, Full<Bytes>>,
 }
 
 impl Proxy {
-    pub(crate) fn new(plane: DataPlane, profiles: Profiles, shadow: Shadow) -> Self {
-        let client = Client::builder(TokioExecutor::new()).build_http();
+    pub(crate) fn new(plane: DataPlane, upstreams: Upstreams, shadow: Shadow) -> Self {
         Self {
             plane,
-            profiles,
+            upstreams,
             shadow,
-            client,
         }
     }
 
@@ -146,14 +219,19 @@ impl Proxy {
             );
         };
         let pair = self.mirror(&assignment, api, &path, &request, &body);
-        let profile = match assignment.decision().apply(&self.profiles, api, &mut body) {
+        let profile = match assignment
+            .decision()
+            .apply(&self.upstreams.profiles, api, &mut body)
+        {
             Ok(profile) => profile,
             Err(wrong @ ApplyError::Shape { .. }) => {
                 return refuse(StatusCode::BAD_REQUEST, &wrong.to_string());
             }
             Err(wrong) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, &wrong.to_string()),
         };
-        let asked = self.send(profile, &path, request.headers(), &body);
+        let asked = self
+            .upstreams
+            .send(profile, &path, request.headers(), &body);
         let response = match tokio::time::timeout(PATIENCE, asked).await {
             Ok(Ok(response)) => response,
             Ok(Err(_)) => return refuse(StatusCode::BAD_GATEWAY, "the version cannot be reached"),
@@ -183,14 +261,18 @@ impl Proxy {
             return None;
         }
         let candidate = self.plane.router.mirror(session, now)?;
-        let profile = self.profiles.get(candidate.version()?.id())?.clone();
+        let profile = self.upstreams.profiles.get(candidate.version()?.id())?.clone();
         let mut copy = body.clone();
-        let (me, path, headers) = (self.clone(), path.to_owned(), request.headers().clone());
+        let (upstreams, path, headers) = (
+            self.upstreams.clone(),
+            path.to_owned(),
+            request.headers().clone(),
+        );
         let cost = (request.body().len() / 3) as u64 + 1_000;
         let mirrored = Mirrored::of_body(body).tokens(cost);
         Some(self.shadow.offer(candidate, mirrored, move || async move {
             profile.apply(api, &mut copy)?;
-            let response = me.send(&profile, &path, &headers, &copy).await?;
+            let response = upstreams.send(&profile, &path, &headers, &copy).await?;
             if !response.status().is_success() {
                 return Err(Boxed::from("the candidate refused"));
             }
@@ -199,29 +281,6 @@ impl Proxy {
                 .await?;
             Ok(said(&whole.to_bytes()))
         }))
-    }
-
-    async fn send(
-        &self,
-        profile: &Profile,
-        path: &str,
-        headers: &HeaderMap,
-        body: &Value,
-    ) -> Result<Response, Boxed> {
-        let address = profile.address().ok_or("the version has no upstream")?;
-        let mut request = Request::new(Full::new(Bytes::from(serde_json::to_vec(body)?)));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = format!("{address}{path}").parse::<Uri>()?;
-        *request.headers_mut() = headers.clone();
-        for name in HOP {
-            request.headers_mut().remove(name);
-        }
-        let response = self.client.request(request).await?;
-        let (mut parts, body) = response.into_parts();
-        for name in [header::CONNECTION, header::TRANSFER_ENCODING] {
-            parts.headers.remove(name);
-        }
-        Ok(Response::from_parts(parts, Body::new(body)))
     }
 }
 
