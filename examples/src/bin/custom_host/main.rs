@@ -1,11 +1,11 @@
-//! A host that brings everything itself: every trait of `llm_serve_adapters::host`, implemented by hand.
+//! A host that brings everything itself: the traits of `llm_serve_adapters::host`, implemented by hand.
 //!
 //! ```sh
 //! cargo run -p examples --bin custom_host -- FOLDER
 //! ```
 //!
 //! A store in a folder, a router for a proxy that reads a file, a metric source that is a table, a backend, an evaluator, a
-//! notifier, incident records, manifests, a probe, a calendar, and a clock that the program moves, so that hours pass in a
+//! notifier, incident records, a probe, a calendar, and a clock that the program moves, so that hours pass in a
 //! second. Two rollouts run to their ends: version 1.1 is as good as 1.0 and is promoted; 1.2 passes its tests, fails its users,
 //! and is taken back. What is in the folder afterwards is what a real host would find after a crash.
 
@@ -117,7 +117,6 @@ async fn run(folder: PathBuf) -> Result<(), Box<dyn Error>> {
         .evaluator(parts::Suite(Arc::clone(&models)))
         .notifier(parts::Printer::default())
         .incidents(parts::Records(folder.join("incidents")))
-        .manifests(parts::NoManifests)
         .probe(parts::Canonical(Arc::clone(&models)))
         .calendar(parts::Weekends)
         .open()

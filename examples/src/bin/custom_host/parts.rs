@@ -6,10 +6,9 @@ use llm_gates::{Measurement, Measurements, Sample};
 use llm_rollout::incident::Incident;
 use llm_rollout::{EndpointId, Position, Probed, Timestamp};
 use llm_serve_adapters::host::{
-    Calendar, Error, Evaluator, Incidents, Letter, Manifests, Notifier, Probe, Result,
-    ServingBackend,
+    Calendar, Error, Evaluator, Incidents, Letter, Notifier, Probe, Result, ServingBackend,
 };
-use llm_version_core::{Manifest, VersionId};
+use llm_version_core::VersionId;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -116,17 +115,6 @@ impl Incidents for Records {
             std::fs::write(file, incident.to_markdown())
         };
         write().map_err(|e| Error::transient("an incident record was not written").because(e))
-    }
-}
-
-/// A host without bundles: nothing is known of its versions, so that nothing is held against going back.
-#[derive(Debug)]
-pub(crate) struct NoManifests;
-
-#[async_trait]
-impl Manifests for NoManifests {
-    async fn manifest(&self, _: &VersionId) -> Result<Option<Manifest>> {
-        Ok(None)
     }
 }
 
