@@ -261,7 +261,11 @@ impl Proxy {
             return None;
         }
         let candidate = self.plane.router.mirror(session, now)?;
-        let profile = self.upstreams.profiles.get(candidate.version()?.id())?.clone();
+        let profile = self
+            .upstreams
+            .profiles
+            .get(candidate.version()?.id())?
+            .clone();
         let mut copy = body.clone();
         let (upstreams, path, headers) = (
             self.upstreams.clone(),
