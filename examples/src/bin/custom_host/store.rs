@@ -20,7 +20,8 @@ struct Kept {
     split: Option<Split>,
 }
 
-const PAGE: usize = 256;
+/// The most entries of a page, and bytes after which it ends.
+const PAGE: (usize, usize) = (256, 1 << 20);
 
 impl FolderStore {
     pub(crate) fn new(folder: impl Into<PathBuf>) -> Self {
@@ -150,9 +151,11 @@ impl StateStore for FolderStore {
             .map_err(|e| unreachable_folder(&self.0, e))?;
         let next = next(&folder).map_err(|e| unreachable_folder(&folder, e))?;
         let mut page = Page::default();
-        let mut at = from;
-        while at < next && page.entries.len() < PAGE {
-            page.entries.push((at, kept(endpoint, &folder, at)?.entry));
+        let (mut at, mut bytes) = (from, 0);
+        while at < next && page.entries.len() < PAGE.0 && bytes < PAGE.1 {
+            let entry = kept(endpoint, &folder, at)?.entry;
+            bytes += entry.len();
+            page.entries.push((at, entry));
             at = at.next();
         }
         page.more = at < next;
