@@ -9,6 +9,7 @@ pub mod layer;
 pub mod machine;
 pub mod measure;
 pub mod peers;
+pub mod policy;
 pub mod race;
 pub mod recording;
 pub mod routing;
@@ -73,6 +74,11 @@ pub const GROUPS: &[Group] = &[
         name: machine::GROUP,
         about: "what to do next: a thousand rollouts in one process",
         run: machine::run,
+    },
+    Group {
+        name: policy::GROUP,
+        about: "what a plan would do: simulated lives of the 77-hour plan",
+        run: policy::run,
     },
     Group {
         name: layer::GROUP,
