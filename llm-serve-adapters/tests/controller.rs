@@ -11,7 +11,7 @@ use llm_rollout::{
 };
 use llm_serve_adapters::host::{Error, Result, RouterCapabilities, ServingBackend, TrafficRouter};
 use llm_serve_adapters::router::InProcessRouter;
-use llm_serve_adapters::{CommandError, Status, SubmitError, SystemClock};
+use llm_serve_adapters::{CommandError, Run, Status, SubmitError, SystemClock};
 use llm_version_core::VersionId;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -333,6 +333,40 @@ async fn one_rollout_at_a_time_and_commands_only_for_it() {
     ));
     assert!(host.endpoint.attach(&id("r1")).is_some());
     assert!(host.endpoint.attach(&id("r9")).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_person_may_skip_stages_and_promote_at_once() {
+    let store = Cuttable::default();
+    let mut host = Host::start(&store).await;
+    let endpoint = host.endpoint.clone();
+    let run = endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
+    host.live(10, 40, &alike).await;
+    run.skip("ana", "seen enough").await.unwrap();
+    host.live(10, 40, &alike).await;
+    let stage = |run: &Run| run.rollout().unwrap().phase().stage();
+    assert_eq!(stage(&run), Some(1));
+    assert!(host.candidate_share() > 400);
+    run.promote_now("ana", "all is well").await.unwrap();
+    host.live(60, 40, &alike).await;
+    assert_eq!(run.finished().await.unwrap().phase, Phase::Promoted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_that_is_fenced_out_says_so() {
+    let store = Cuttable::default();
+    let mut old = Host::start(&store).await;
+    old.live(10, 10, &alike).await;
+    assert!(!old.endpoint.status().is_fenced_out());
+    let new = Host::start(&store).await;
+    let submit = old.endpoint.submit(id("r1"), version(2), plan());
+    assert!(submit.await.is_err(), "only the newest fence appends");
+    old.live(10, 10, &alike).await;
+    assert!(old.endpoint.status().is_fenced_out());
+    assert!(!new.endpoint.status().is_fenced_out());
+    let late = old.endpoint.submit(id("r1"), version(2), plan()).await;
+    let why = late.unwrap_err().to_string();
+    assert!(why.contains("fence"), "{why}");
 }
 
 #[tokio::test(start_paused = true)]
