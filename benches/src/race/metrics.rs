@@ -60,7 +60,9 @@ fn atom(i: usize) -> f64 {
 fn masses() -> [f64; ATOMS] {
     let mut masses: [f64; ATOMS] = std::array::from_fn(|i| (-0.5 * atom(i) * atom(i)).exp());
     let sum: f64 = masses.iter().sum();
-    masses.iter_mut().for_each(|m| *m /= sum);
+    for mass in &mut masses {
+        *mass /= sum;
+    }
     masses
 }
 
@@ -189,7 +191,9 @@ pub(super) fn live(
                     return true;
                 }
                 if m.at % 5 == 4 {
-                    noise.iter_mut().for_each(|n| n.next(rng));
+                    for n in &mut noise {
+                        n.next(rng);
+                    }
                 }
             }
             false

@@ -268,7 +268,7 @@ impl Interval {
 
     /// The share of events once the interval is over; NaN without any.
     fn close(&mut self, seen: &Seen, every: u64) -> Option<f64> {
-        ((seen.at + 1) % every == 0).then(|| {
+        (seen.at + 1).is_multiple_of(every).then(|| {
             let Self { events, all } = std::mem::take(self);
             events / all
         })
@@ -374,7 +374,7 @@ impl Racer {
                     experiment.push(c);
                     control.push(b);
                 }
-                if (seen.at + 1) % every != 0 {
+                if !(seen.at + 1).is_multiple_of(every) {
                     return false;
                 }
                 let settings = kayenta::Settings {

@@ -86,6 +86,7 @@ pub struct Canary {
 
 /// What happens besides checks in a tick.
 #[expect(clippy::exhaustive_structs, reason = "plain data")]
+#[expect(clippy::struct_excessive_bools, reason = "as the peer has them")]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Around {
     /// The analysis is suspended.

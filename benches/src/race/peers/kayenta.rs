@@ -92,6 +92,7 @@ pub fn far(values: &[f64], k: f64) -> Vec<usize> {
 }
 
 /// Sum of the ranks of `x` less `shift` among both, ties averaged, and the sum of t^3 - t over ties.
+#[expect(clippy::float_cmp, reason = "ties are equal values")]
 fn rank_sum(x: &[f64], y: &[f64], shift: f64) -> (f64, f64) {
     let mut pooled: Vec<(f64, bool)> = x.iter().map(|v| (v - shift, true)).collect();
     pooled.extend(y.iter().map(|v| (*v, false)));
@@ -101,7 +102,7 @@ fn rank_sum(x: &[f64], y: &[f64], shift: f64) -> (f64, f64) {
     for run in pooled.chunk_by(|a, b| a.0 == b.0) {
         let t = run.len() as f64;
         let mine = run.iter().filter(|(_, own)| *own).count() as f64;
-        sum += mine * (before + (t + 1.0) / 2.0);
+        sum += mine * (before + f64::midpoint(t, 1.0));
         ties += t * t * t - t;
         before += t;
     }
@@ -125,6 +126,7 @@ pub fn statistic(x: &[f64], y: &[f64], shift: f64) -> Option<f64> {
 }
 
 /// Root between two ends, by Brent's method as in R (1973, `zeroin`): of a bracket within the tolerance the end nearer to a root.
+#[expect(clippy::float_cmp, reason = "the same end of the bracket")]
 fn root(f: impl Fn(f64) -> Option<f64>, low: f64, high: f64) -> Option<f64> {
     const TOLERANCE: f64 = 1e-4;
     let (mut a, mut b) = (low, high);

@@ -91,7 +91,7 @@ impl Stopping {
     }
 }
 
-/// An alarm on m of the last n data points, as SageMaker's guardrails watch while they bake.
+/// An alarm on m of the last n data points, as `SageMaker`'s guardrails watch while they bake.
 #[derive(Debug, Clone)]
 pub struct Alarm {
     breaches: std::collections::VecDeque<bool>,

@@ -16,7 +16,7 @@ type Block = [(f64, [f64; NODES]); RATIOS * SPREADS];
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Nodes {
     #[serde(deserialize_with = "sized::<_, _, { RATIOS * LEVELS }>")]
-    nodes: Vec<[f64; NODES]>,
+    latent: Vec<[f64; NODES]>,
     #[serde(deserialize_with = "sized::<_, _, { RATIOS * LEVELS }>")]
     likelihood: Vec<f64>,
     #[serde(deserialize_with = "sized::<_, _, { RATIOS * SPREADS }>")]
@@ -26,7 +26,7 @@ pub(super) struct Nodes {
 impl Nodes {
     pub(super) fn new() -> Self {
         Self {
-            nodes: vec![stationary(); RATIOS * LEVELS],
+            latent: vec![stationary(); RATIOS * LEVELS],
             likelihood: vec![0.0; RATIOS * LEVELS],
             gains: vec![[0.0; NODES]; RATIOS * SPREADS],
         }
@@ -81,7 +81,7 @@ impl Nodes {
                 return self.likelihood[i] + self.gains[j * SPREADS][0];
             }
             let (max, weights) = &block[j * SPREADS + level(q).0];
-            let sum: f64 = self.nodes[i].iter().zip(weights).map(|(a, w)| a * w).sum();
+            let sum: f64 = self.latent[i].iter().zip(weights).map(|(a, w)| a * w).sum();
             // Nodes that matter may have no probability left: the likelihood is then nothing that a log can hold.
             self.likelihood[i] + max + libm::log(sum.max(f64::MIN_POSITIVE))
         })
@@ -95,7 +95,7 @@ impl Nodes {
     pub(super) fn close(&mut self) {
         let block = self.block_likelihoods();
         let now = self.likelihood_in(&block);
-        for (i, nodes) in self.nodes.iter_mut().enumerate() {
+        for (i, nodes) in self.latent.iter_mut().enumerate() {
             let (j, q) = (i / LEVELS, i % LEVELS);
             if q == 0 {
                 continue;

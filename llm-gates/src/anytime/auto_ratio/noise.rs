@@ -57,7 +57,9 @@ impl Noise {
     pub(super) fn ln_posterior(&self) -> [f64; LEVELS] {
         let mut terms: [f64; LEVELS] = std::array::from_fn(|q| self.support[q] + ln_weight(q));
         let total = log_sum_exp(&terms);
-        terms.iter_mut().for_each(|t| *t -= total);
+        for term in &mut terms {
+            *term -= total;
+        }
         terms
     }
 
