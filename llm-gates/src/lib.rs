@@ -37,7 +37,7 @@ pub use limits::{Breach, Decision, Limit, decide};
 pub use live::{
     Arm, Assumed, BadGatePlan, BadWindow, ColdStart, Direction, Evidence, Exposed, GateEvidence,
     GatePlan, HardLimit, HardLimitEvidence, Increment, Judgement, LiveGate, LiveThreshold, Look,
-    PassWhen, Sustained, ThresholdEvidence, Window,
+    Noise, PassWhen, Sustained, ThresholdEvidence, Window,
 };
 pub use moments::Moments;
 pub use rate_ratio::{Alternative, BadRateRatio, Grid, RateRatio};

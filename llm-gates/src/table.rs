@@ -20,6 +20,7 @@ pub type Measurements = BTreeMap<String, Measurement>;
 /// On which side of its threshold a metric must be.
 #[expect(clippy::exhaustive_enums, reason = "a number has these sides")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
     /// Less than the threshold.
@@ -51,6 +52,7 @@ impl Bound {
 /// What a metric is compared with.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Threshold {
     /// A value in the metric's unit.
@@ -62,6 +64,7 @@ pub enum Threshold {
 /// What must be shown.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Criterion {
     /// The measured value itself keeps the threshold, given this many samples in each arm that is looked at. Noise decides close calls.
@@ -91,6 +94,7 @@ impl Default for Criterion {
     reason = "plain data that hosts write as literals"
 )]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TableGate {
     /// Name of the metric.
@@ -164,6 +168,7 @@ impl TableGate {
     reason = "plain data that hosts write as literals"
 )]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GateTable {
     /// Two-sided confidence of the intervals, in (0, 1); 0.95 unless said otherwise. Each end errs with half the rest.

@@ -33,6 +33,7 @@ impl fmt::Display for Verdict {
 /// What failing a gate does.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// The rollout never starts (gates before deployment only).

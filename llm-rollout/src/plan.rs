@@ -65,6 +65,13 @@ impl Plan {
         Self::try_from(spec).map_err(|e| e.located(text))
     }
 
+    /// The JSON Schema of a plan, for editors and checks elsewhere; it stands in `docs/plan.schema.json`. What needs more than a schema (metrics that are named and not there, shares that shrink)
+    /// is said by [`Plan::from_json`] and [`Plan::from_toml`].
+    #[cfg(feature = "schema")]
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(PlanSpec).to_value()
+    }
+
     /// The plan as written.
     pub fn spec(&self) -> &PlanSpec {
         &self.0

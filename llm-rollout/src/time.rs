@@ -1,6 +1,7 @@
 //! Time as an argument: nothing in this crate reads a clock.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::time::Duration;
 
 /// A moment, in milliseconds since the Unix epoch (or since any origin that the host keeps to).
@@ -37,10 +38,9 @@ impl Timestamp {
 }
 
 /// A duration as people write it in plans: `"90s"`, `"1h 30m"`, `"250ms"`.
-pub(crate) mod words {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-    use std::time::Duration;
+pub(crate) struct Words;
 
+impl Words {
     pub(crate) fn serialize<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(&humantime::format_duration(*value))
     }
@@ -51,6 +51,21 @@ pub(crate) mod words {
             D::Error::custom(format!(
                 "{text:?} is not a duration ({e}); write for example \"90s\", \"4h\" or \"1h 30m\""
             ))
+        })
+    }
+}
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Words {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "description": "A duration: numbers with units, such as \"90s\", \"4h\" or \"1h 30m\".",
+            "examples": ["90s", "4h", "1h 30m"]
         })
     }
 }

@@ -1,6 +1,6 @@
 //! What an endpoint's traffic is like: the input of everything that looks ahead (the linter, forecasts, simulations).
 
-use crate::time::words;
+use crate::time::Words;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub struct Traffic {
     /// Requests of all users in a second, on average; above 0.
     pub requests_per_second: f64,
     /// For how long the baseline has been measured before the ramp, so that its noise is known. Nothing: a cold start.
-    #[serde(default, with = "words")]
+    #[serde(default, with = "Words")]
     pub history: Duration,
     /// As how many requests one counts, 1 or more, as users who come again resemble themselves ([`llm_gates::planner::design_effect`]).
     #[serde(default = "one")]

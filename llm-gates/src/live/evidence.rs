@@ -1,7 +1,6 @@
 //! Evidence as state: saved after each look, never reset within an attempt.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +8,9 @@ use super::gain::{Gain, Kind, directed, others};
 use super::metric::{MetricEvidence, Slice, Tolerated, suits};
 use super::threshold::{Block, Breaches, has_share, has_value};
 use super::{
-    Arm, BadWindow, ColdStart, Direction, GatePlan, HardLimit, HardLimitEvidence, Increment,
-    LiveGate, LiveThreshold, ThresholdEvidence, Window,
+    Arm, Assumed, BadWindow, ColdStart, Direction, GateEvidence, GatePlan, HardLimit,
+    HardLimitEvidence, Increment, Judgement, LiveGate, LiveThreshold, Look, ThresholdEvidence,
+    Window,
 };
 use crate::anytime::{AutoRatio, History};
 use crate::fixed::BadSample;
@@ -44,140 +44,6 @@ pub struct Evidence {
     /// Blocks of hard limits, by metric.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     blocks: BTreeMap<String, Block>,
-}
-
-/// What one gate has seen.
-#[non_exhaustive]
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct GateEvidence {
-    /// Name of the metric.
-    pub metric: String,
-    /// Unit of the metric, where the plan states one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unit: Option<String>,
-    /// Share of the rollback budget.
-    pub weight: f64,
-    /// ln of the evidence against "no harm beyond the margin".
-    pub log_e: f64,
-    /// All counts of the candidate, as they came in: requests and events; for latencies those above the baseline's earlier 99th percentile; for comparisons and pairs the losses and negative flips; 0
-    /// events for amounts and drift.
-    pub candidate: Counts,
-    /// All counts of the baseline; for comparisons and pairs the wins and positive flips.
-    pub baseline: Counts,
-    /// Ratio of the rates, stratified by window (Mantel and Haenszel 1959), for display; `None` while the baseline has no event.
-    pub ratio: Option<f64>,
-    /// Bounds of that ratio, for display: a confidence sequence at level 1 - alpha of the plan, which may be read at every look (asymptotic, and of rates that the requests of a window share). `None` for
-    /// scores and amounts, and before ten events in each arm.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub interval: Option<(f64, f64)>,
-    /// `Fail` where this gate is to blame (closed testing with the other rollback gates; at its own level for hold and warn), `Pass` where it has shown what the stage asks for.
-    pub verdict: Verdict,
-    /// Ratio between the arms that their users alone may cause, from the period before the ramp, where that is above 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub users: Option<f64>,
-    /// Whether the gate's late starts are on: the plan asks for them, and the guard let them.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub late_starts: bool,
-    /// Whether it only reports.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub dry_run: bool,
-    /// What is taken for granted, since nothing before the ramp has told it: alpha is kept as far as this is so.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub assumed: Vec<Assumed>,
-}
-
-/// What a gate takes for granted of which it has learnt nothing before the ramp.
-#[non_exhaustive]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Assumed {
-    /// No noise of an arm outlasts a window: see [`Evidence::learn`].
-    QuietArms,
-    /// The users of both arms are alike: see [`Evidence::learn_slice`]. It is so where requests, not users, are assigned at random.
-    EqualUsers,
-}
-
-impl fmt::Display for Assumed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::QuietArms => {
-                "no history of the baseline: its noise is taken to be over within a look"
-            }
-            Self::EqualUsers => {
-                "users were not counted before the ramp: those of both arms are taken to be alike"
-            }
-        })
-    }
-}
-
-/// What all gates together say after a window, and nothing of each.
-#[non_exhaustive]
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Look {
-    /// `Fail` iff the rollback gates together have reached their bound, a rollback threshold its count or a hard limit its share, now or ever before.
-    pub verdict: Verdict,
-    /// The graver of what failed gates do; a failed hold gate prevents `Pass`, a failed warn gate prevents nothing.
-    pub action: Option<Action>,
-    /// Candidate samples of this epoch, least over the gated metrics; windows whose baseline is empty do not count.
-    pub samples: u64,
-    /// ln of the weighted sum of the rollback gates' evidence; `f64::MIN` where there is no such gate.
-    pub log_evidence: f64,
-    /// ln(1 / alpha): evidence of at least this rolls back. Where tests learn noise, the part of alpha that this takes is left out, which adds ln(10 / 9) at most.
-    pub bound: f64,
-    /// Whether the evidence has reached the pause level.
-    pub paused: bool,
-}
-
-/// What all gates say after a window, with what each has seen.
-#[non_exhaustive]
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Judgement {
-    /// `Fail` iff the rollback gates together have reached their bound, a rollback threshold its count or a hard limit its share, now or ever before.
-    pub verdict: Verdict,
-    /// The graver of what failed gates do; a failed hold gate prevents `Pass`, a failed warn gate prevents nothing.
-    pub action: Option<Action>,
-    /// Epoch of the window.
-    pub epoch: u64,
-    /// Start of the window, ms.
-    pub from: u64,
-    /// End of the window, ms.
-    pub to: u64,
-    /// Candidate samples of this epoch, least over the gated metrics; windows whose baseline is empty do not count.
-    pub samples: u64,
-    /// ln of the weighted sum of the rollback gates' evidence; `f64::MIN` where there is no such gate.
-    pub log_evidence: f64,
-    /// ln(1 / alpha): evidence of at least this rolls back. Where tests learn noise, the part of alpha that this takes is left out, which adds ln(10 / 9) at most.
-    pub bound: f64,
-    /// Whether the evidence has reached the pause level.
-    pub paused: bool,
-    /// Each gate, in the order of the plan.
-    pub gates: Vec<GateEvidence>,
-    /// Each threshold, in the order of the plan.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub thresholds: Vec<ThresholdEvidence>,
-    /// Each hard limit, in the order of the plan.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub hard_limits: Vec<HardLimitEvidence>,
-}
-
-impl Judgement {
-    /// The judgement of a stage that no gate watches, because the plan says so or nobody is exposed: it passes, having looked at nothing.
-    pub const fn ungated(epoch: u64, from: u64, to: u64) -> Self {
-        Self {
-            verdict: Verdict::Pass,
-            action: None,
-            epoch,
-            from,
-            to,
-            samples: 0,
-            log_evidence: f64::MIN,
-            bound: f64::MAX,
-            paused: false,
-            gates: Vec::new(),
-            thresholds: Vec::new(),
-            hard_limits: Vec::new(),
-        }
-    }
 }
 
 /// Part of alpha that tests which learn noise spend on excluding noise levels.
@@ -605,10 +471,10 @@ impl Evidence {
             .collect();
         let mut blamed = blame(&rollback).into_iter();
         let describe = |(gate, metric): (&LiveGate, &MetricEvidence)| {
-            let failed = if gate.shares_budget() {
-                blamed.next().is_some_and(|log| log >= look.bound)
-            } else {
-                fails_alone(plan, metric)
+            let blamed = gate.shares_budget().then(|| blamed.next()).flatten();
+            let failed = match blamed {
+                Some(log) => log >= look.bound,
+                None => fails_alone(plan, metric),
             };
             let users = self.users(gate).1;
             GateEvidence {
@@ -628,6 +494,20 @@ impl Evidence {
                 users: (users > 1.0).then_some(users),
                 late_starts: metric.late_starts(),
                 dry_run: gate.dry_run,
+                bound: Some(if gate.shares_budget() {
+                    look.bound
+                } else {
+                    own_bound(plan, metric)
+                }),
+                blamed,
+                no_harm: metric.no_harm(&plan.pass),
+                needed: metric.needed(&plan.pass),
+                detectable: metric.detectable(if gate.shares_budget() {
+                    libm::exp(-look.bound) * gate.weight
+                } else {
+                    libm::exp(-own_bound(plan, metric))
+                }),
+                noise: metric.noise(),
                 assumed: self.assumed(gate, metric),
             }
         };
@@ -690,7 +570,11 @@ fn noisy(plan: &GatePlan, gate: &LiveGate, grouped: bool) -> Option<AutoRatio> {
 
 /// Whether a gate with a budget of its own has reached its bound.
 fn fails_alone(plan: &GatePlan, metric: &MetricEvidence) -> bool {
-    metric.log_e() >= -libm::log(plan.alpha - metric.alpha1())
+    metric.log_e() >= own_bound(plan, metric)
+}
+
+fn own_bound(plan: &GatePlan, metric: &MetricEvidence) -> f64 {
+    -libm::log(plan.alpha - metric.alpha1())
 }
 
 /// ln of each gate's e-value after closed testing with weighted means: the least weighted mean over all sets of gates that hold it (Vovk and Wang 2021).

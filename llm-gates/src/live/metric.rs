@@ -4,12 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use super::embedding::Embeddings;
 use super::gain::{Data, Gain, Kind, others};
-use super::{BadWindow, Direction, LiveGate, PassWhen};
+use super::{BadWindow, Direction, LiveGate, Noise, PassWhen};
 use crate::anytime::{
     AutoRatio, BoundedMeans, CappedMeans, EProcess, NormalMixture, QuantileShift,
 };
 use crate::drift::CategoryDrift;
 use crate::fixed::BadSample;
+use crate::numbers::whole;
+use crate::planner::{Detection, no_harm_needed};
 use crate::{Action, Counts, Grid, RateRatio};
 
 /// Length of a block of [`AutoRatio`], ms.
@@ -20,6 +22,12 @@ const EVENTS: u64 = 10;
 
 /// Where intervals are tightest: standard errors of a tenth.
 const INFORMATION: f64 = 100.0;
+
+/// What a mixture over ratios costs, in nats.
+const MIXTURE: f64 = 1.5;
+
+/// With what probability a ratio would have been found.
+const POWER: f64 = 0.8;
 
 /// Weight kept for late starts.
 const RESERVE: f64 = 0.5;
@@ -129,6 +137,9 @@ pub(super) struct MetricEvidence {
     harm: Process,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     no_harm: Option<Process>,
+    /// Blocks of history that were learnt before the first window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    learnt: Option<u64>,
 }
 
 /// Refuses a gate that suits no test of this kind of metric.
@@ -178,6 +189,7 @@ impl MetricEvidence {
         kind: Kind,
         learnt: Option<AutoRatio>,
     ) -> Option<Self> {
+        let blocks = learnt.as_ref().map_or(0, AutoRatio::blocks_learnt);
         let harm = match (kind, learnt) {
             (Kind::Rate, Some(auto)) if gate.late_starts.is_some() && auto.is_quiet() => {
                 let horizon = gate.late_starts.unwrap_or(1);
@@ -218,6 +230,7 @@ impl MetricEvidence {
             excluded: None,
             harm,
             no_harm: None,
+            learnt: Some(blocks),
         };
         metric.ask(pass).then_some(metric)
     }
@@ -403,6 +416,81 @@ impl MetricEvidence {
             / v;
         let ln = libm::log(above / below);
         Some((libm::exp(ln - half), libm::exp(ln + half)))
+    }
+
+    /// ln of the evidence of no harm, and what a pass needs.
+    pub(super) fn no_harm(&self, pass: &PassWhen) -> Option<(f64, f64)> {
+        match (*pass, &self.no_harm) {
+            (PassWhen::NonInferior { beta, .. }, Some(no_harm)) => {
+                Some((no_harm.log_e(), -libm::log(beta)))
+            }
+            _ => None,
+        }
+    }
+
+    /// The baseline's rate and the candidate's share of the requests so far; `None` before both are known, and for what is no rate.
+    fn rate_and_share(&self) -> Option<(f64, f64)> {
+        let (c, b) = (self.candidate, self.baseline);
+        let known = self.kind == Kind::Rate && c.n > 0 && b.k > 0 && b.k < b.n;
+        let (n_c, n_b) = (c.n as f64, b.n as f64);
+        let k = match self.direction {
+            Direction::GreaterIsWorse => b.k,
+            Direction::GreaterIsBetter => b.n.saturating_sub(b.k),
+        };
+        known.then(|| (k as f64 / n_b, n_c / (n_c + n_b)))
+    }
+
+    /// Candidate samples before an equal candidate would pass.
+    pub(super) fn needed(&self, pass: &PassWhen) -> Option<u64> {
+        let least = pass.min_samples().saturating_sub(self.samples);
+        let PassWhen::NonInferior { margin, beta, .. } = *pass else {
+            return Some(least);
+        };
+        let (log, bound) = self.no_harm(pass)?;
+        if log >= bound {
+            return Some(least);
+        }
+        let (rate, share) = self.rate_and_share()?;
+        let all = no_harm_needed(rate, margin, share, beta, MIXTURE).ok()?;
+        // The mixture has been paid for once evidence has grown.
+        let part = (bound - log) / (bound + MIXTURE);
+        Some(least.max(whole(libm::ceil(all * part.min(1.0)))))
+    }
+
+    /// The least ratio that would have been found by now with probability 0.8, at this level.
+    pub(super) fn detectable(&self, alpha: f64) -> Option<f64> {
+        let (rate, share) = self.rate_and_share()?;
+        let (tolerated, n) = (1.0 + self.margin, self.candidate.n as f64);
+        let base = rate * tolerated;
+        let finds = |ratio: f64| {
+            Detection::new(base, ratio, share, alpha, MIXTURE)
+                .is_ok_and(|d| d.probability_by(n) >= POWER)
+        };
+        // By halving between no harm and a candidate that is always bad.
+        let (mut low, mut high) = (1.0, 1.0 / base);
+        if base >= 1.0 || !finds(high) {
+            return None;
+        }
+        for _ in 0..30 {
+            let middle = 0.5 * (low + high);
+            if finds(middle) {
+                high = middle;
+            } else {
+                low = middle;
+            }
+        }
+        Some(high * tolerated)
+    }
+
+    pub(super) fn noise(&self) -> Noise {
+        match (&self.harm, self.learnt) {
+            (Process::Auto(_), Some(0)) => Noise::Allowed,
+            (Process::Auto(_) | Process::Late { .. }, blocks) => Noise::Learnt {
+                blocks: blocks.unwrap_or_default(),
+            },
+            (Process::Ratio(_), _) if self.kind == Kind::Rate => Noise::Assumed,
+            _ => Noise::NoPart,
+        }
     }
 
     /// Whether what this metric must show for a stage to pass has been shown.

@@ -12,6 +12,7 @@ use crate::verdict::is_unit;
 /// What is worse.
 #[expect(clippy::exhaustive_enums, reason = "a number has two directions")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
     /// Errors, latencies, toxicity.
@@ -38,6 +39,7 @@ impl Direction {
     reason = "plain data that hosts write as literals"
 )]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LiveGate {
     /// Name of the metric, as in [`crate::Window::metrics`].
@@ -127,6 +129,7 @@ impl PassWhen {
 /// How a rate is tested whose noise nobody has learnt ([`crate::Evidence::learn`]).
 #[expect(clippy::exhaustive_enums, reason = "one or the other")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ColdStart {
     /// As if the arms differed by sampling alone ([`crate::RateRatio`]): quick, and the false-alarm bound holds only where that is so. On noisy replicas it does not.

@@ -28,6 +28,7 @@ const WINDOWS: u32 = 64;
     reason = "plain data that hosts write as literals"
 )]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LiveThreshold {
     /// Its name, which no other threshold has. Not set: the metric's.
@@ -60,6 +61,7 @@ pub struct LiveThreshold {
 /// How many breaches fail a threshold. Inconclusive windows count neither way.
 #[expect(clippy::exhaustive_enums, reason = "the ways in which teams count")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Sustained {
     /// So many in the epoch, whatever lies between.
@@ -90,6 +92,7 @@ impl Default for Sustained {
     reason = "plain data that hosts write as literals"
 )]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct HardLimit {
     /// Name of the metric: requests with an event, comparisons or pairs. It needs no gate.

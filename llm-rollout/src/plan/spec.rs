@@ -2,16 +2,17 @@
 
 use super::PlanError;
 use crate::Share;
-use crate::time::words;
+use crate::time::Words;
 use llm_gates::{
     Action, BadGatePlan, ColdStart, GateTable, HardLimit, LiveGate, LiveThreshold, Threshold,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A plan as written; [`super::Plan`] is the checked form.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
 pub struct PlanSpec {
@@ -21,7 +22,7 @@ pub struct PlanSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause_alpha: Option<f64>,
     /// Time between two looks at the evidence.
-    #[serde(default = "defaults::look", with = "words")]
+    #[serde(default = "defaults::look", with = "Words")]
     pub look_every: Duration,
     /// What is measured, by name.
     #[serde(default)]
@@ -54,7 +55,7 @@ pub struct PlanSpec {
     #[serde(default, skip_serializing_if = "Finish::is_promote")]
     pub finish: Finish,
     /// After promotion: how long the old baseline stays warm for an instant return.
-    #[serde(default, with = "words")]
+    #[serde(default, with = "Words")]
     pub bake: Duration,
     /// Who looks after the candidate once it is promoted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -75,15 +76,16 @@ pub struct PlanSpec {
 
 /// What one metric counts, per request that was assigned at random.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum MetricDef {
     /// Requests that failed by the version's fault: timeout, upstream error, error in mid-stream, malformed reply.
     Fault {},
     /// Requests whose first token came later than this.
-    FirstTokenOver(#[serde(with = "words")] Duration),
+    FirstTokenOver(#[serde(with = "Words")] Duration),
     /// Requests that took longer than this from start to end.
-    DurationOver(#[serde(with = "words")] Duration),
+    DurationOver(#[serde(with = "Words")] Duration),
     /// Requests on which the host raised this flag (a failed check, a safety block, a thumbs-down).
     Flag(String),
     /// Mirrored requests, compared with the baseline's answer by the comparator of this name: wins, ties and losses of the candidate. A
@@ -107,6 +109,7 @@ impl MetricDef {
 
 /// What follows the last stage.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[expect(clippy::exhaustive_enums, reason = "one or the other")]
 pub enum Finish {
@@ -129,6 +132,7 @@ impl Finish {
 
 /// What it takes to advance, once dwell and samples are reached.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum PassSpec {
@@ -146,18 +150,20 @@ pub enum PassSpec {
 
 /// The gates before any exposure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
 pub struct PreFlightSpec {
     /// The table.
     pub gates: GateTable,
     /// How long the evaluation may take.
-    #[serde(default = "defaults::hour", with = "words")]
+    #[serde(default = "defaults::hour", with = "Words")]
     pub deadline: Duration,
 }
 
 /// One stage: an exposure, how long, how many samples, and who lets it advance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
 pub struct StageSpec {
@@ -171,10 +177,10 @@ pub struct StageSpec {
     #[serde(default, skip_serializing_if = "Exposure::is_none")]
     pub control: Exposure,
     /// Time at this share, confirmed and leased.
-    #[serde(with = "words")]
+    #[serde(with = "Words")]
     pub dwell: Duration,
     /// Longest time in the stage, from when it began to shift; then `outcomes.undecided`. Default: four times the dwell, at least ten minutes.
-    #[serde(default, with = "limit", skip_serializing_if = "Option::is_none")]
+    #[serde(default, with = "MaybeWords", skip_serializing_if = "Option::is_none")]
     pub limit: Option<Duration>,
     /// Candidate samples of every gated metric that a pass needs.
     #[serde(default)]
@@ -226,6 +232,7 @@ impl From<Exposure> for f64 {
 
 /// Who lets a stage advance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[expect(clippy::exhaustive_enums, reason = "one or the other")]
 pub enum Advance {
@@ -238,14 +245,15 @@ pub enum Advance {
 
 /// What goes back by itself, besides gates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 #[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
 pub struct Triggers {
     /// A candidate request has waited this long for its first token.
-    #[serde(with = "words")]
+    #[serde(with = "Words")]
     pub candidate_silent: Duration,
     /// No verdict (of any kind) has come for this long; then `outcomes.no_verdict`.
-    #[serde(with = "words")]
+    #[serde(with = "Words")]
     pub no_verdict: Duration,
     /// What an alarm from outside does, by its name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -256,6 +264,7 @@ pub struct Triggers {
 
 /// What an alarm does, the least grave first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[expect(clippy::exhaustive_enums, reason = "the machine must handle each")]
 pub enum Response {
@@ -282,13 +291,14 @@ impl Default for Triggers {
 
 /// A probe that goes on after promotion: a suite of questions, sampled scores, a drift detector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
 pub struct WatchSpec {
     /// Which of the host's probes.
     pub probe: String,
     /// How often.
-    #[serde(with = "words")]
+    #[serde(with = "Words")]
     pub every: Duration,
     /// How many failures ...
     #[serde(default = "defaults::one")]
@@ -315,21 +325,23 @@ impl WatchSpec {
 
 /// How going back is done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 #[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
 pub struct RecoverySpec {
     /// How long requests in flight may still run on a version before it is retired.
-    #[serde(with = "words")]
+    #[serde(with = "Words")]
     pub drain: Duration,
     /// Whether the baseline stays loaded while the candidate serves everything.
     pub standby: Standby,
     /// How long warming up a cold baseline may take before people are told and it is tried again.
-    #[serde(with = "words")]
+    #[serde(with = "Words")]
     pub warm: Duration,
 }
 
 /// What becomes of the baseline while the candidate serves everything.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[expect(clippy::exhaustive_enums, reason = "one or the other")]
 pub enum Standby {
@@ -352,22 +364,23 @@ impl Default for RecoverySpec {
 
 /// The dead-man's switch in the data plane: a candidate share that is not renewed lapses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 #[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
 pub struct Lease {
     /// How long a share outlives its last renewal.
-    #[serde(with = "words")]
+    #[serde(with = "Words")]
     pub ttl: Duration,
     /// How often it is renewed.
-    #[serde(with = "words")]
+    #[serde(with = "Words")]
     pub renew_every: Duration,
     /// How long renewals go on while the store cannot be reached.
-    #[serde(with = "words")]
+    #[serde(with = "Words")]
     pub grace: Duration,
     /// How many lapses end the rollout.
     pub lapses: u32,
     /// A lapse that lasts longer than this ends the rollout.
-    #[serde(with = "words")]
+    #[serde(with = "Words")]
     pub longest_lapse: Duration,
 }
 
@@ -385,6 +398,7 @@ impl Default for Lease {
 
 /// Where waiting ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 #[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
 pub struct Outcomes {
@@ -393,13 +407,13 @@ pub struct Outcomes {
     /// No verdict has come in time (`triggers.no_verdict`), be it that the source fails or that nobody judges.
     pub no_verdict: Undecided,
     /// How long loading and warming up the candidate may take; then it is blocked.
-    #[serde(with = "words")]
+    #[serde(with = "Words")]
     pub warm: Duration,
     /// How long the routers may take to confirm a share; then it goes back.
-    #[serde(with = "words")]
+    #[serde(with = "Words")]
     pub shift: Duration,
     /// How long it may be held; then it goes back.
-    #[serde(with = "words")]
+    #[serde(with = "Words")]
     pub held: Duration,
 }
 
@@ -417,6 +431,7 @@ impl Default for Outcomes {
 
 /// What happens when waiting has an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[expect(clippy::exhaustive_enums, reason = "one or the other")]
 pub enum Undecided {
@@ -442,31 +457,50 @@ mod defaults {
     }
 }
 
-mod limit {
-    use serde::{Deserialize, Deserializer, Serializer};
-    use std::time::Duration;
+/// A duration that may be left out.
+struct MaybeWords;
 
-    #[derive(Deserialize)]
-    struct Words(#[serde(with = "super::words")] Duration);
-
+impl MaybeWords {
     #[expect(
         clippy::ref_option,
         reason = "the signature that serde's `with` asks for"
     )]
-    pub(super) fn serialize<S: Serializer>(
-        value: &Option<Duration>,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(value: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
         match value {
-            Some(value) => super::words::serialize(value, to),
+            Some(value) => Words::serialize(value, to),
             None => to.serialize_none(),
         }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Option<Duration>, D::Error> {
-        Ok(Some(Words::deserialize(from)?.0))
+    fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        Words::deserialize(from).map(Some)
+    }
+}
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for MaybeWords {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        Words::schema_name()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        Words::json_schema(generator)
+    }
+}
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Exposure {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Percent".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "number",
+            "description": "A share in per cent, in steps of 0.01.",
+            "minimum": 0,
+            "maximum": 100
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a person writes: members, waves, the limit.
 
-use crate::time::words;
+use crate::time::Words;
 use crate::{Advance, EndpointId, Plan, RolloutId};
 use llm_version_core::VersionId;
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ const fn one() -> f64 {
 #[expect(clippy::exhaustive_structs, reason = "plain data, written by people")]
 pub struct Wave {
     /// Time between the end of the wave before and this one.
-    #[serde(default, with = "words")]
+    #[serde(default, with = "Words")]
     pub pause: Duration,
     /// Who lets it begin.
     #[serde(default)]
@@ -94,7 +94,7 @@ pub struct Spec {
     #[serde(default)]
     pub on_failure: OnFailure,
     /// How long a hold or a missing approval may last; then it stops.
-    #[serde(default = "week", with = "words")]
+    #[serde(default = "week", with = "Words")]
     pub patience: Duration,
     /// The waves, in order.
     pub waves: Vec<Wave>,
