@@ -4,6 +4,38 @@
 //! logged step in and never consults plan, gates or time, so an old log replays for ever. Nothing here reads a clock, waits,
 //! or talks to anybody: that is what a controller does, in the order decide, append, apply, carry out, feed back.
 //!
+//! ## A plan before it runs
+//!
+//! A [`Plan`] that exists is valid; what cannot be is refused with its line quoted. Gates share one false-alarm bound; thresholds
+//! (`error rate over 5 %`, `p99 20 % over the baseline`, in so many windows) and hard limits (half of 20 requests) are for what a team has
+//! promised or cannot wait for, and have none. Whether a valid plan can do what it says depends on the traffic: [`Plan::lint`] compares the two.
+//!
+//! ```
+//! use llm_rollout::{Expected, Plan, Traffic};
+//! let plan = Plan::from_toml(r#"
+//!     alpha = 0.05
+//!     bake = "24h"
+//!     metrics = { faults = { fault = {} } }
+//!     gates = [{ metric = "faults", weight = 1.0 }]
+//!     hard_limits = [{ metric = "faults" }]
+//!     stages = [{ serve = 1.0, dwell = "20m" }, { serve = 10.0, dwell = "12h" }]
+//!     [[thresholds]]
+//!     metric = "faults"
+//!     worse_than = { absolute = 0.05 }
+//!     min_samples = 10
+//!     sustained = { of_last = { breaches = 4, windows = 5 } }
+//! "#)?;
+//! let traffic = Traffic::new(20.0)
+//!     .history(std::time::Duration::from_secs(3 * 86_400))
+//!     .metric("faults", Expected::new(0.01, 2.0));
+//! let found: Vec<String> = plan.lint(&traffic)?.iter().map(ToString::to_string).collect();
+//! assert!(found[0].starts_with("warning[threshold-hides-effect]: thresholds[0].worse_than: the harm that must be found"));
+//! assert!(found[1].starts_with("warning[stage-too-short]: stages[0].dwell: when it ends, \"faults\" has found"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! ## Where to look
+//!
 //! What each input does in each phase: [`phases`]. Plans for the usual strategies: [`presets`]. Many endpoints, one change:
 //! [`waves`]. What happened, for people: [`incident`]. What a plan can and cannot catch: [`forecast`]. Tests of one's own policy, in
 //! virtual time: `policy` (feature `policy-tests`).
