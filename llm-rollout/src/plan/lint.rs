@@ -69,7 +69,7 @@ impl Finding {
     /// let findings = Plan::from_toml(text)?.lint(&traffic)?;
     /// assert_eq!(findings[0].code, "stage-too-short");
     /// assert!(findings[0].show(text).starts_with(
-    ///     "warning[stage-too-short]: line 6, column 33: stages[0].dwell: "
+    ///     "warning[stage-too-short]: line 6, column 34: stages[0].dwell: "
     /// ));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
