@@ -120,6 +120,7 @@ fn step_of(fence: u64, rollout: &Rollout, step: &Step) -> Decided {
         ),
         cause: step.state.cause.clone(),
         settled: false,
+        stranded: step.state.stranded.is_some(),
     }
 }
 
@@ -154,12 +155,17 @@ fn why(rollout: &Rollout, step: &Step) -> Why {
                 .map(|g| g.candidate)
                 .unwrap_or_default();
             let state = rollout.state();
+            // Not by the machine's own word for it.
             let confirmed = state.routed.is_some_and(|(seq, _)| {
                 let at = Position {
                     fence: look.fence,
                     seq,
                 };
-                look.routers.confirms(at, &state.split)
+                look.routers.iter().all(|(_, router)| {
+                    router.is_some_and(|r| {
+                        (r.fence, r.at, r.lapsed) == (at.fence, at, false) && r.split == state.split
+                    })
+                })
             });
             Why::Look(Looked {
                 epoch: judgement.epoch,

@@ -45,10 +45,26 @@ pub(crate) enum Fault {
     NotifierFails,
     /// The engines say for a while that the baseline cannot serve.
     BaselineDown,
+    /// What a router is told arrives long after it was sent, and after what others have told it since.
+    LateOrder,
+    /// A process stands still for a while, and goes on with what it knew.
+    Paused,
+    /// After an append whose reply was lost, its process cannot reach the store for a while.
+    DoubtLasts,
+    /// Somebody has a word with a process that is in doubt, which may then die.
+    Nervous,
+    /// A router starts again with a clock that goes on a little behind the one before.
+    RouterClock,
+    /// The source answers with what it said about an earlier split.
+    SourceStale,
+    /// Somebody forces the baseline on a router, whatever is going on.
+    Forced,
+    /// Somebody gives a router another split by hand.
+    Tampered,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 24] = [
+    pub(crate) const ALL: [Self; 32] = [
         Self::Crash,
         Self::Duplicate,
         Self::Delay,
@@ -73,6 +89,14 @@ impl Fault {
         Self::EvaluatorFails,
         Self::NotifierFails,
         Self::BaselineDown,
+        Self::LateOrder,
+        Self::Paused,
+        Self::DoubtLasts,
+        Self::Nervous,
+        Self::RouterClock,
+        Self::SourceStale,
+        Self::Forced,
+        Self::Tampered,
     ];
 
     pub(crate) const fn index(self) -> usize {
@@ -96,9 +120,81 @@ impl Fault {
             Self::SourceLate => 0.2,
             Self::BackendSlow | Self::BackendFails | Self::EvaluatorFails => 0.4,
             Self::NotifierFails => 0.6,
+            Self::LateOrder | Self::SourceStale => 0.3,
+            Self::Paused => 0.06,
+            Self::DoubtLasts | Self::Nervous | Self::RouterClock => 0.7,
+            Self::Forced | Self::Tampered => 0.02,
         }
     }
 }
+
+/// Kinds of trouble that come together, with how often at the most: most harm needs several at once, which chance alone
+/// seldom brings.
+const THEMES: [&[(Fault, f64)]; 6] = [
+    // Two controllers act, one of them on what it knew; what they say arrives whenever it does.
+    &[
+        (Fault::SecondController, 0.25),
+        (Fault::PartitionStore, 0.15),
+        (Fault::Paused, 0.1),
+        (Fault::LateOrder, 0.4),
+        (Fault::PartitionRouter, 0.15),
+        (Fault::RouterRestart, 0.08),
+        (Fault::AppendInDoubt, 0.05),
+        (Fault::Crash, 0.05),
+    ],
+    // Nobody knows what has been logged, and people and successors act nevertheless.
+    &[
+        (Fault::AppendInDoubt, 0.25),
+        (Fault::DoubtLasts, 1.0),
+        (Fault::Nervous, 1.0),
+        (Fault::LostRequest, 0.06),
+        (Fault::SecondController, 0.1),
+        (Fault::RouterRestart, 0.05),
+        (Fault::PartitionRouter, 0.08),
+        (Fault::LateOrder, 0.1),
+    ],
+    // Successors in doubt: the log has moved on, and messages of those before are still on their way.
+    &[
+        (Fault::AppendInDoubt, 0.2),
+        (Fault::DoubtLasts, 1.0),
+        (Fault::Nervous, 1.0),
+        (Fault::LateOrder, 0.5),
+        (Fault::SecondController, 0.3),
+        (Fault::StoreOutage, 0.08),
+        (Fault::Delay, 0.3),
+    ],
+    // Routers cannot be heard for long, or start again with another idea of time.
+    &[
+        (Fault::PartitionRouter, 0.25),
+        (Fault::LateOrder, 0.4),
+        (Fault::Duplicate, 0.3),
+        (Fault::RouterRestart, 0.12),
+        (Fault::RouterClock, 1.0),
+        (Fault::RouterDrift, 0.6),
+        (Fault::SecondController, 0.1),
+        (Fault::Crash, 0.08),
+    ],
+    // What the source says is old, and the routers are not what they were.
+    &[
+        (Fault::SourceStale, 0.5),
+        (Fault::SourceLate, 0.2),
+        (Fault::SourceOutage, 0.04),
+        (Fault::SourceReset, 0.03),
+        (Fault::RouterRestart, 0.1),
+        (Fault::PartitionRouter, 0.1),
+        (Fault::Crash, 0.08),
+    ],
+    // People reach into the data plane.
+    &[
+        (Fault::Forced, 0.08),
+        (Fault::Tampered, 0.08),
+        (Fault::Duplicate, 0.3),
+        (Fault::LateOrder, 0.2),
+        (Fault::RouterRestart, 0.06),
+        (Fault::PartitionRouter, 0.08),
+        (Fault::Crash, 0.05),
+    ],
+];
 
 /// How often each fault happens in one life.
 #[derive(Debug, Clone)]
@@ -107,16 +203,18 @@ pub(crate) struct Weather([f64; Fault::ALL.len()]);
 impl Weather {
     pub(crate) const CALM: Self = Self([0.0; Fault::ALL.len()]);
 
-    /// One life in six knows no faults, one in six a single kind, the others most kinds at random intensities.
-    pub(crate) fn draw(rng: &mut Rng) -> Self {
+    /// One life in eight knows no faults, one in eight a single kind, one in four most kinds at random intensities; the others
+    /// have a theme, with a little of everything else. `true`: there must be routers apart for it.
+    pub(crate) fn draw(rng: &mut Rng) -> (Self, bool) {
         let mut weather = Self::CALM;
-        match rng.below(6) {
+        let kind = rng.below(8);
+        match kind {
             0 => {}
             1 => {
                 let fault = rng.pick(&Fault::ALL);
                 weather.0[fault.index()] = fault.highest();
             }
-            _ => {
+            2 | 3 => {
                 let harsh = rng.pick(&[0.2, 0.5, 1.0]);
                 for fault in Fault::ALL {
                     if rng.chance(0.6) {
@@ -125,8 +223,22 @@ impl Weather {
                     }
                 }
             }
+            _ => {
+                for fault in Fault::ALL {
+                    if rng.chance(0.15) {
+                        let part = rng.between(1, 50) as f64 / 100.0;
+                        weather.0[fault.index()] = fault.highest() * part;
+                    }
+                }
+                for (fault, highest) in rng.pick(&THEMES) {
+                    if rng.chance(0.9) {
+                        let part = rng.between(20, 100) as f64 / 100.0;
+                        weather.0[fault.index()] = highest * part;
+                    }
+                }
+            }
         }
-        weather
+        (weather, kind > 3)
     }
 
     pub(crate) fn of(&self, fault: Fault) -> f64 {

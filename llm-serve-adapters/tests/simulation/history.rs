@@ -1,5 +1,6 @@
 //! What happened in a life, as facts with a true time. Invariants read nothing else.
 
+use crate::world::MOST;
 use llm_rollout::{Cause, Direction, IntentId, Phase};
 
 /// A version by its major number; 0 is none.
@@ -117,6 +118,8 @@ pub(crate) struct Decided {
     pub(crate) failed: bool,
     pub(crate) cause: Option<Cause>,
     pub(crate) settled: bool,
+    /// It would go back, and the baseline cannot serve.
+    pub(crate) stranded: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,6 +155,7 @@ pub(crate) enum What {
     Heard {
         process: u32,
         router: usize,
+        seen: Seen,
     },
     /// The store has taken an entry.
     Logged {
@@ -192,7 +196,16 @@ pub(crate) enum What {
         router: usize,
         seen: Seen,
     },
+    /// A router does not run any more.
+    Stopped {
+        router: usize,
+    },
     Forced {
+        router: usize,
+        seen: Seen,
+    },
+    /// Somebody has given a router another split by hand.
+    Tampered {
         router: usize,
         seen: Seen,
     },
@@ -254,7 +267,7 @@ pub(crate) struct History {
     /// Which of them forget everything when they start, and ask the store what to serve.
     pub(crate) volatile: Vec<bool>,
     /// Whether each version is one that should not be promoted.
-    pub(crate) bad: [bool; 4],
+    pub(crate) bad: [bool; MOST + 2],
     /// No fault was to happen, and no operator to act.
     pub(crate) quiet: bool,
     /// Whether the log replays to what the last controller knew.

@@ -2,7 +2,7 @@
 
 use crate::faults::Fault;
 use crate::history::{Doing, Version, What};
-use crate::world::{Link, Process, World, number_of, version};
+use crate::world::{Link, MOST, Process, World, number_of, version};
 use async_trait::async_trait;
 use llm_gates::{Counts, Increment, Measurement, Measurements, Sample, Window};
 use llm_rollout::{Heartbeat, Position, Timestamp};
@@ -43,7 +43,7 @@ type Counted = BTreeMap<(u64, Version), Counts>;
 /// Users and what became of their requests, as the monitoring of the host knows it.
 #[derive(Debug)]
 pub(crate) struct Users {
-    quality: [Quality; 4],
+    quality: [Quality; MOST + 2],
     inner: Mutex<Inner>,
 }
 
@@ -61,7 +61,7 @@ struct Inner {
 }
 
 impl Users {
-    pub(crate) fn new(quality: [Quality; 4]) -> Arc<Self> {
+    pub(crate) fn new(quality: [Quality; MOST + 2]) -> Arc<Self> {
         Arc::new(Self {
             quality,
             inner: Mutex::default(),
@@ -185,9 +185,21 @@ pub(crate) struct Source {
     pub(crate) world: Arc<World>,
     pub(crate) process: Arc<Process>,
     pub(crate) users: Arc<Users>,
+    /// What it said last.
+    said: Mutex<Option<Reading>>,
 }
 
 impl Source {
+    pub(crate) fn new(world: Arc<World>, process: Arc<Process>, users: Arc<Users>) -> Self {
+        let said = Mutex::default();
+        Self {
+            world,
+            process,
+            users,
+            said,
+        }
+    }
+
     async fn stand(&self, query: Query<'_>, now: Timestamp) -> Result<(Stand, Heartbeat)> {
         let users = Arc::clone(&self.users);
         let (candidate, baseline) = (number_of(query.candidate), number_of(query.baseline));
@@ -229,8 +241,13 @@ impl MetricSource for Source {
     async fn read(&self, query: Query<'_>, cursor: &Cursor, now: Timestamp) -> Result<Reading> {
         let (stand, heartbeat) = self.stand(query, now).await?;
         let anew = || Error::permanent("the counts do not go on from the cursor: open anew");
-        let before = Stand::read(cursor).filter(|b| b.life == stand.life && b.epoch == stand.epoch);
-        let before = before.ok_or_else(anew)?;
+        let mut before = Stand::read(cursor)
+            .filter(|b| b.life == stand.life)
+            .ok_or_else(anew)?;
+        if before.epoch != stand.epoch {
+            // It goes by time: of this split nothing had been counted then.
+            (before.candidate, before.baseline) = Default::default();
+        }
         let gained = |now: Counts, before: Counts| {
             let (n, k) = (now.n.checked_sub(before.n)?, now.k.checked_sub(before.k)?);
             Some(Counts { n, k })
@@ -247,7 +264,13 @@ impl MetricSource for Source {
             .metrics
             .keys()
             .map(|name| (name.clone(), increment.clone()));
-        Ok(Reading {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(said) = said.as_ref().filter(|s| s.window.epoch != stand.epoch)
+            && self.world.strikes(Fault::SourceStale)
+        {
+            return Ok(said.clone());
+        }
+        let reading = Reading {
             window: Window {
                 epoch: stand.epoch,
                 from: before.at,
@@ -256,7 +279,9 @@ impl MetricSource for Source {
             },
             cursor: stand.write(),
             heartbeat: Some(heartbeat),
-        })
+        };
+        *said = Some(reading.clone());
+        Ok(reading)
     }
 }
 

@@ -8,11 +8,13 @@ use crate::plans::{LEASE, LONGEST, PLANS, WITH_PRE_FLIGHT};
 use crate::rng::Rng;
 use crate::routers::{Gateway, Remote, seen};
 use crate::store::{Record, Store};
-use crate::world::{Crooked, Link, Process, Shared, World, number_of, rollout, version};
+use crate::world::{
+    Crooked, Link, MOST, Process, Shared, World, number_of, number_of_rollout, rollout, version,
+};
 use llm_rollout::Phase;
 use llm_serve_adapters::router::{InProcessRouter, Key, Role};
 use llm_serve_adapters::store::MemoryStore;
-use llm_serve_adapters::{Bootstrap, Endpoint, SubmitError};
+use llm_serve_adapters::{Bootstrap, Endpoint, SubmitError, Supersede};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -39,48 +41,63 @@ struct Script {
     weather: Weather,
     /// For each gateway, whether it forgets everything when it starts.
     gateways: Vec<bool>,
-    quality: [Quality; 4],
-    plans: [usize; 2],
+    quality: [Quality; MOST + 2],
+    plans: [usize; MOST],
     rollouts: u8,
+    /// What becomes of a rollout that is wanted while another is in progress.
+    haste: Supersede,
     /// What an operator says per second, if anything.
     temper: f64,
+    /// Somebody thinks better of a promotion that is under way.
+    regret: bool,
+    /// Milliseconds that it goes on after the last rollout.
+    after: u64,
     /// When faults stop.
     calm: u64,
 }
 
 impl Script {
     fn draw(rng: &mut Rng) -> Self {
-        let weather = Weather::draw(rng);
-        let plans = [0, 1].map(|_| usize::try_from(rng.below(PLANS.len() as u64)).unwrap());
-        let mut quality = [Quality::Good; 4];
-        for (n, plan) in [(2, plans[0]), (3, plans[1])] {
-            quality[n] = match rng.below(20) {
+        let (weather, apart) = Weather::draw(rng);
+        let plans = [(); MOST].map(|()| usize::try_from(rng.below(PLANS.len() as u64)).unwrap());
+        let mut quality = [Quality::Good; MOST + 2];
+        for (plan, quality) in plans.iter().zip(&mut quality[2..]) {
+            *quality = match rng.below(20) {
                 0..=11 => Quality::Good,
                 12..=15 => Quality::Bad(0),
                 16 => Quality::Bad(rng.between(5_000, 30_000)),
                 17 => Quality::Silent,
-                18 if WITH_PRE_FLIGHT.contains(&plan) => Quality::Toxic,
+                18 if WITH_PRE_FLIGHT.contains(plan) => Quality::Toxic,
                 18 => Quality::Silent,
                 _ => Quality::Unloadable,
             };
         }
         Self {
-            weather,
-            gateways: (0..rng.below(3)).map(|_| rng.below(8) == 0).collect(),
+            gateways: (0..rng.below(3).max(u64::from(apart)))
+                .map(|_| rng.below(8) == 0)
+                .collect(),
             quality,
             plans,
-            rollouts: 1 + u8::from(rng.chance(0.6)),
+            rollouts: rng.pick(&[1, 1, 1, 2, 2, 2, 2, 3]),
+            haste: match rng.below(10) {
+                0 => Supersede::Queue,
+                1 => Supersede::Replace,
+                _ => Supersede::Reject,
+            },
             temper: if rng.chance(0.6) {
                 0.0
             } else {
                 rng.pick(&[0.02, 0.1])
             },
+            regret: !weather.is_calm() && rng.chance(0.3),
+            after: rng.pick(&[2_000, 2_000, 2_000, 20_000]),
+            weather,
             calm: rng.between(10_000, 70_000),
         }
     }
 
     fn is_quiet(&self) -> bool {
-        self.weather.is_calm() && self.temper <= 0.0
+        self.weather.is_calm() && self.temper <= 0.0 && self.haste == Supersede::Reject
     }
 }
 
@@ -148,6 +165,7 @@ async fn run(seed: u64, trace: bool) -> Life {
     stage.begin(0);
     stage.world.lock().weather = stage.script.weather.clone();
     tokio::spawn(Arc::clone(&stage).traffic());
+    tokio::spawn(Arc::clone(&stage).nervous());
     let trouble = tokio::spawn(Arc::clone(&stage).trouble());
     let work = Arc::clone(&stage).operator();
     let done = timeout(Duration::from_millis(stage.script.calm + 2 * LONGEST), work).await;
@@ -156,9 +174,9 @@ async fn run(seed: u64, trace: bool) -> Life {
     } else {
         What::Overdue
     });
-    trouble.abort();
     // A little longer, so that what is late arrives.
-    sleep(Duration::from_secs(2)).await;
+    sleep(Duration::from_millis(stage.script.after)).await;
+    trouble.abort();
     stage.history()
 }
 
@@ -218,11 +236,7 @@ impl Stage {
         let mut builder = Endpoint::builder("chat", store, Bootstrap(first()))
             .boot(self.world.number())
             .clock(Shared(Arc::clone(clock)))
-            .source(Source {
-                world: world(),
-                process: own(),
-                users: Arc::clone(&self.users),
-            })
+            .source(Source::new(world(), own(), Arc::clone(&self.users)))
             .backend(Backend {
                 world: world(),
                 process: own(),
@@ -248,16 +262,85 @@ impl Stage {
         builder.open().await
     }
 
-    /// An endpoint that somebody could talk to.
+    /// An endpoint that somebody could talk to, if there are more than one whichever.
     fn endpoint(&self) -> Option<Endpoint> {
-        self.slots().iter().find_map(|slot| match slot {
+        let mut there: Vec<_> = (0..2).filter_map(|slot| self.endpoint_in(slot)).collect();
+        let last = there.pop()?;
+        match there.pop() {
+            Some(first) if self.world.between(0, 1) == 0 => Some(first),
+            _ => Some(last),
+        }
+    }
+
+    fn endpoint_in(&self, slot: usize) -> Option<Endpoint> {
+        match &self.slots()[slot] {
             Slot::Running(process, _, endpoint) if process.is_alive() => endpoint
                 .status()
                 .stopped
                 .is_none()
                 .then(|| endpoint.clone()),
             _ => None,
-        })
+        }
+    }
+
+    /// What is being rolled out, as a process knows it.
+    fn current(endpoint: &Endpoint) -> Option<Number> {
+        let ledger = endpoint.status().ledger;
+        ledger.rollout.as_ref().map(|r| number_of_rollout(r.id()))
+    }
+
+    /// People who see that a process does not know what was logged, and do not wait until it does.
+    async fn nervous(self: Arc<Self>) {
+        loop {
+            self.world.doubted.notified().await;
+            for slot in std::mem::take(&mut self.world.lock().doubts) {
+                tokio::spawn(Arc::clone(&self).act(slot));
+            }
+        }
+    }
+
+    /// Somebody has a word with a process that is in doubt; it may not live much longer, or not alone.
+    async fn act(self: Arc<Self>, slot: usize) {
+        sleep(Duration::from_millis(self.world.between(0, 1_500))).await;
+        if self.world.now() >= self.script.calm {
+            return;
+        }
+        let verb = self.world.between(0, 9);
+        if let Some(endpoint) = self.endpoint_in(slot)
+            && let Some(n) = Self::current(&endpoint)
+            && let Some(run) = endpoint.attach(&rollout(n))
+        {
+            let why = "nobody knows where it stands";
+            match verb {
+                0..=2 => self.answered(n, "abort", run.abort("ben", why)).await,
+                3 => {
+                    self.answered(n, "abort_now", run.abort_now("ben", why))
+                        .await
+                }
+                4 => {
+                    self.answered(n, "alarm", endpoint.alarm("probe", why))
+                        .await
+                }
+                5 => {
+                    self.answered(n, "promote_now", run.promote_now("ben", why))
+                        .await
+                }
+                6 => self.force(n, &endpoint),
+                _ => {}
+            }
+        }
+        if self.world.now() >= self.script.calm {
+            return;
+        }
+        if self.world.between(0, 2) == 0
+            && let Some(process) = self.slots()[slot].process()
+        {
+            process.die_after(self.world.between(0, 8));
+        }
+        let other = 1 - slot;
+        if self.world.between(0, 1) == 0 && matches!(self.slots()[other], Slot::Empty) {
+            self.begin(other);
+        }
     }
 
     /// Buries the dead, and those that have been fenced out; starts somebody if nobody is there.
@@ -354,15 +437,31 @@ impl Stage {
         if world.strikes(Fault::SecondController) && matches!(self.slots()[slot], Slot::Empty) {
             self.begin(slot);
         }
+        if world.strikes(Fault::Paused)
+            && let Some(process) = self.slots()[slot].process()
+        {
+            let lasts = world.between(200, 20_000);
+            world.tell(|| format!("process {} stands still for {lasts} ms", process.number));
+            process.pause(world.now() + lasts);
+        }
+        if world.strikes(Fault::Forced)
+            && let Some(endpoint) = self.endpoint()
+            && let Some(n) = Self::current(&endpoint)
+        {
+            self.force(n, &endpoint);
+        }
         if !self.gateways.is_empty() {
             let index = usize::try_from(world.between(0, self.gateways.len() as u64 - 1)).unwrap();
             if world.strikes(Fault::PartitionRouter) {
-                self.cut(&[Link::Router(slot, index)]);
+                world.cut(&[Link::Router(slot, index)], 20_000);
+            }
+            if world.strikes(Fault::Tampered) {
+                self.gateways[index].tamper(world);
             }
             if world.strikes(Fault::RouterRestart) {
                 let gateway = Arc::clone(&self.gateways[index]);
                 world.tell(|| format!("router {index} stops"));
-                gateway.stop();
+                gateway.stop(world);
                 let again = Arc::clone(world);
                 let down = world.between(0, 8_000);
                 tokio::spawn(async move {
@@ -375,13 +474,13 @@ impl Stage {
             }
         }
         if world.strikes(Fault::PartitionStore) {
-            self.cut(&[Link::Store(slot)]);
+            world.cut(&[Link::Store(slot)], 20_000);
         }
         if world.strikes(Fault::StoreOutage) {
-            self.cut(&[Link::Store(0), Link::Store(1)]);
+            world.cut(&[Link::Store(0), Link::Store(1)], 20_000);
         }
         if world.strikes(Fault::SourceOutage) {
-            self.cut(&[Link::Source]);
+            world.cut(&[Link::Source], 20_000);
         }
         if world.strikes(Fault::BaselineDown) {
             self.engines
@@ -395,24 +494,6 @@ impl Stage {
         if world.strikes(Fault::SourceReset) {
             self.users.forget();
         }
-    }
-
-    fn cut(&self, links: &[Link]) {
-        let world = &self.world;
-        let lasts = Duration::from_millis(world.between(200, 20_000));
-        let waits = world.between(0, 1) == 0;
-        world.tell(|| format!("{links:?} cut for {lasts:?}"));
-        world
-            .lock()
-            .cut
-            .extend(links.iter().map(|link| (*link, waits)));
-        let (world, links) = (Arc::clone(world), links.to_vec());
-        tokio::spawn(async move {
-            sleep(lasts).await;
-            for link in links {
-                world.lock().cut.remove(&link);
-            }
-        });
     }
 
     /// Requests of users, on every router that runs.
@@ -464,27 +545,33 @@ impl Stage {
 
     /// Somebody who wants one rollout after the other, and has a word in them.
     async fn operator(self: Arc<Self>) {
-        for n in 1..=self.script.rollouts {
+        let last = self.script.rollouts;
+        for n in 1..=last {
             while !self.submit(n).await {
                 sleep(Duration::from_millis(700)).await;
             }
-            while !self.is_over(n) {
+            if self.script.haste != Supersede::Reject && n < last {
+                // Who is in haste does not wait for the end.
+                sleep(Duration::from_millis(self.world.between(0, 20_000))).await;
+                continue;
+            }
+            while !(1..=n).all(|n| self.is_over(n)) {
                 sleep(Duration::from_millis(self.world.between(300, 1_200))).await;
-                self.speak(n).await;
+                self.speak().await;
             }
         }
     }
 
+    /// Over, or withdrawn before it began.
     fn is_over(&self, n: Number) -> bool {
         let Some(endpoint) = self.endpoint() else {
             return false;
         };
-        let ledger = endpoint.status().ledger;
-        let settled = ledger
-            .rollout
-            .as_ref()
-            .is_none_or(llm_rollout::Rollout::is_settled);
-        settled && ledger.ended.contains_key(&rollout(n))
+        let (ledger, id) = (endpoint.status().ledger, rollout(n));
+        let current = ledger.rollout.as_ref();
+        let settled = current.is_none_or(llm_rollout::Rollout::is_settled);
+        let waits = ledger.queue.iter().any(|queued| queued.id == id);
+        settled && !waits && ledger.ended.contains_key(&id)
     }
 
     async fn submit(&self, n: Number) -> bool {
@@ -492,7 +579,7 @@ impl Stage {
             return false;
         };
         let plan = PLANS[self.script.plans[usize::from(n) - 1]].clone();
-        let submitting = endpoint.submit(rollout(n), version(n + 1), plan);
+        let submitting = endpoint.submit_or(self.script.haste, rollout(n), version(n + 1), plan);
         match timeout(Duration::from_secs(10), submitting).await {
             Ok(Ok(_)) => true,
             Ok(Err(SubmitError::OtherCandidate(_) | SubmitError::NoEvaluator)) => {
@@ -502,8 +589,11 @@ impl Stage {
         }
     }
 
-    async fn speak(&self, n: Number) {
+    async fn speak(&self) {
         let Some(endpoint) = self.endpoint() else {
+            return;
+        };
+        let Some(n) = Self::current(&endpoint) else {
             return;
         };
         let Some(run) = endpoint.attach(&rollout(n)) else {
@@ -523,6 +613,14 @@ impl Stage {
             self.answered(n, "approve", run.approve("ana", "it looks good"))
                 .await;
             return;
+        }
+        let promoted = run
+            .rollout()
+            .is_some_and(|r| matches!(r.phase(), Phase::Promoting | Phase::Baking));
+        let regrets = self.script.regret && promoted && self.world.now() < self.script.calm;
+        if regrets && verb < 3 {
+            let why = "on second thoughts";
+            return self.answered(n, "abort", run.abort("eve", why)).await;
         }
         if !speaks {
             return;
@@ -586,10 +684,11 @@ impl Stage {
                 routers.push((gateway.index, running.router));
             }
         }
-        let slot = self
-            .slots()
-            .iter()
-            .position(|s| matches!(s, Slot::Running(p, _, _) if p.is_alive()));
+        let fence = endpoint.status().fence;
+        let slot = (0..2).find(|slot| {
+            self.endpoint_in(*slot)
+                .is_some_and(|e| e.status().fence == fence)
+        });
         let index = self.world.between(0, routers.len() as u64);
         let chosen = routers.get(usize::try_from(index).unwrap());
         let (router, forced) = if let Some((router, process)) = chosen {
@@ -618,7 +717,8 @@ impl Stage {
     }
 
     fn history(&self) -> Life {
-        let last = self.endpoint().map(|endpoint| endpoint.status().ledger);
+        let status = (0..2).filter_map(|slot| Some(self.endpoint_in(slot)?.status()));
+        let last = status.max_by_key(|s| s.fence).map(|s| s.ledger);
         *self.slots() = [Slot::Empty, Slot::Empty];
         let mut inner = self.world.lock();
         let log = std::mem::take(&mut inner.log);
@@ -632,7 +732,7 @@ impl Stage {
             lease: LEASE,
             routers: self.gateways.len(),
             volatile: self.script.gateways.clone(),
-            bad: [0, 1, 2, 3].map(|n| self.users.quality(n).is_bad()),
+            bad: std::array::from_fn(|n| self.users.quality(u8::try_from(n).unwrap()).is_bad()),
             quiet: self.script.is_quiet(),
             replays: true,
             truth: self.users.truth(),

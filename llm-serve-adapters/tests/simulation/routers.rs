@@ -7,14 +7,16 @@ use crate::world::{Crooked, Link, Process, Shared, World, number_of, number_of_r
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use llm_rollout::{
-    EndpointId, Epoch, Fence, Order, Position, RouterClock, RouterId, RouterState, Split, Timestamp,
+    Direction, EndpointId, Epoch, Fence, Order, Position, RouterClock, RouterId, RouterState,
+    Share, Split,
 };
 use llm_serve_adapters::host::{
-    Error, Result, RouterCapabilities, StateStore, Support, TrafficRouter,
+    Clock, Error, Result, RouterCapabilities, StateStore, Support, TrafficRouter,
 };
 use llm_serve_adapters::router::InProcessRouter;
 use llm_serve_adapters::store::MemoryStore;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A gateway of its own.
 #[derive(Debug)]
@@ -25,12 +27,13 @@ pub(crate) struct Gateway {
     /// If it remembers nothing: the store, which it asks when it starts.
     store: Option<MemoryStore>,
     running: Mutex<Option<Running>>,
+    /// The clock of each of its lives.
+    clocks: Mutex<BTreeMap<u64, Arc<Crooked>>>,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) struct Running {
     pub(crate) router: Arc<InProcessRouter>,
-    clock: Arc<Crooked>,
 }
 
 #[derive(Debug, Clone)]
@@ -48,6 +51,7 @@ impl Gateway {
             record: Arc::new(Record::default()),
             store,
             running: Mutex::new(None),
+            clocks: Mutex::default(),
         })
     }
 
@@ -58,7 +62,12 @@ impl Gateway {
             .clone()
     }
 
-    pub(crate) fn stop(&self) {
+    fn clocks(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Crooked>>> {
+        self.clocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn stop(&self, world: &World) {
+        world.record(What::Stopped { router: self.index });
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -69,8 +78,17 @@ impl Gateway {
         } else {
             1_000
         };
-        let ahead = world.between(0, 1_000_000);
+        let before = self.clocks().last_key_value().map(|(_, c)| Arc::clone(c));
+        let ahead = match before {
+            Some(before) if world.strikes(Fault::RouterClock) => {
+                let shown = before.now().as_millis();
+                shown.saturating_sub(world.between(0, 15_000) + world.now() * rate / 1_000)
+            }
+            _ => world.between(0, 1_000_000),
+        };
         let clock = Arc::new(Crooked::new(world, ahead, rate));
+        let boot = world.number();
+        self.clocks().insert(boot, Arc::clone(&clock));
         let memory = Memory {
             world: Arc::clone(world),
             record: Arc::clone(&self.record),
@@ -88,7 +106,7 @@ impl Gateway {
         }
         let opened = builder
             .clock(Arc::new(Shared(Arc::clone(&clock))))
-            .boot(world.number())
+            .boot(boot)
             .open();
         // What cannot save its first record does not serve; somebody starts it again.
         let Ok(router) = opened else { return };
@@ -99,12 +117,48 @@ impl Gateway {
             seen,
         });
         world.tell(|| format!("router {} starts: {seen:?}", self.index));
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Running { router, clock });
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(Running { router });
+    }
+
+    /// The true time at which the clock of that life showed this.
+    fn when(&self, reading: RouterClock) -> u64 {
+        let clocks = self.clocks();
+        clocks.get(&reading.boot).map_or(0, |c| c.when(reading.at))
+    }
+
+    /// Somebody gives all of its users to the candidate, by hand.
+    pub(crate) fn tamper(&self, world: &World) {
+        let Some(Running { router }) = self.running() else {
+            return;
+        };
+        let state = router.state();
+        if state.lapsed || !state.split.exposes() {
+            return;
+        }
+        let mut split = state.split;
+        split.share = Share::ALL;
+        split.control = Share::new(0).unwrap();
+        split.ramp.clear();
+        let order = Order {
+            at: Position {
+                seq: state.at.seq.next(),
+                ..state.at
+            },
+            direction: Direction::Forward,
+            split,
+            clock: state.clock,
+        };
+        let told = router.set(&order).now_or_never().unwrap();
+        world.tell(|| format!("somebody changes router {}: {told:?}", self.index));
+        let (router, seen) = (self.index, seen(&router.state()));
+        world.record(match told {
+            Ok(_) => What::Tampered { router, seen },
+            Err(_) => What::Saw { router, seen },
+        });
     }
 
     fn handle(&self, world: &World, sent: u64, ask: &Ask) -> Result<RouterState> {
-        let Some(Running { router, clock }) = self.running() else {
+        let Some(Running { router }) = self.running() else {
             return Err(Error::transient("the router is down"));
         };
         let (asked, at, rollout, reading) = match ask {
@@ -113,7 +167,7 @@ impl Gateway {
                     fence: *fence,
                     ..Position::default()
                 };
-                (Asked::Observe, at, 0, Timestamp::default())
+                (Asked::Observe, at, 0, None)
             }
             Ask::Set(order) => {
                 let rollout = order.split.rollout.as_ref().map_or(0, number_of_rollout);
@@ -121,10 +175,10 @@ impl Gateway {
                     Asked::Set(order.direction),
                     order.at,
                     rollout,
-                    order.clock.at,
+                    Some(order.clock),
                 )
             }
-            Ask::Renew(at, clock) => (Asked::Renew, *at, 0, clock.at),
+            Ask::Renew(at, clock) => (Asked::Renew, *at, 0, Some(*clock)),
         };
         // It never makes anybody wait.
         let answer = match ask {
@@ -142,7 +196,7 @@ impl Gateway {
                 fence: at.fence.get(),
                 seq: at.seq.get(),
                 rollout,
-                reading: clock.when(reading),
+                reading: reading.map_or(0, |r| self.when(r)),
                 sent,
                 seen,
             });
@@ -202,10 +256,11 @@ impl Remote {
                 gateway.handle(world, sent, &ask)
             })
             .await;
-        if observes && answer.is_ok() {
+        if observes && let Ok(state) = &answer {
             self.world.record(What::Heard {
                 process: self.process.number,
                 router: self.gateway.index,
+                seen: seen(state),
             });
         }
         answer
@@ -226,7 +281,14 @@ impl TrafficRouter for Remote {
     }
 
     async fn observe(&self, fence: Fence) -> Result<RouterState> {
-        self.ask(Ask::Observe(fence), None).await
+        let sent = Sent {
+            router: self.gateway.index,
+            asked: Asked::Observe,
+            fence: fence.get(),
+            seq: 0,
+            rollout: 0,
+        };
+        self.ask(Ask::Observe(fence), Some(sent)).await
     }
 
     async fn set(&self, order: &Order) -> Result<RouterState> {

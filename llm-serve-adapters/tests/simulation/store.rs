@@ -6,7 +6,7 @@ use crate::world::{Link, Process, World};
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use llm_rollout::{EndpointId, Fence, RouterId, Seq, Split};
-use llm_serve_adapters::host::{Error, Owned, Page, Result, RouterMemory, StateStore};
+use llm_serve_adapters::host::{Error, ErrorKind, Owned, Page, Result, RouterMemory, StateStore};
 use llm_serve_adapters::store::MemoryStore;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -85,7 +85,17 @@ impl StateStore for Store {
             .world
             .call(&self.process, self.link(), None, deliver)
             .await;
+        if answer
+            .as_ref()
+            .is_err_and(|e| e.kind() == ErrorKind::Transient)
+        {
+            self.world.doubt(self.process.slot);
+        }
         if answer.is_ok() && self.world.strikes(Fault::AppendInDoubt) {
+            if self.world.strikes(Fault::DoubtLasts) {
+                self.world.cut(&[self.link()], 20_000);
+            }
+            self.world.doubt(self.process.slot);
             return Err(Error::transient("the store's reply was lost"));
         }
         answer

@@ -1,7 +1,7 @@
 //! The world that processes live in: true time, chance, a network, and a record of everything.
 
 use crate::faults::{Fault, Weather};
-use crate::history::{Event, Millis, Sent, Version, What};
+use crate::history::{Asked, Event, Millis, Sent, Version, What};
 use crate::rng::Rng;
 use llm_rollout::{RolloutId, Timestamp};
 use llm_serve_adapters::host::{Clock, Error, ErrorKind, Result};
@@ -33,6 +33,8 @@ pub(crate) enum Link {
 pub(crate) struct World {
     origin: Instant,
     inner: Mutex<Inner>,
+    /// Somebody is in doubt.
+    pub(crate) doubted: Notify,
 }
 
 #[derive(Debug)]
@@ -46,6 +48,8 @@ pub(crate) struct Inner {
     pub(crate) log: Vec<Vec<u8>>,
     /// Numbers for boots, processes and the like.
     pub(crate) number: u64,
+    /// Slots whose process does not know whether an append was taken.
+    pub(crate) doubts: Vec<usize>,
     /// Whether a trace is kept for people.
     pub(crate) trace: Option<Vec<String>>,
 }
@@ -65,6 +69,7 @@ impl World {
     pub(crate) fn new(seed: u64, trace: bool) -> Arc<Self> {
         Arc::new(Self {
             origin: Instant::now(),
+            doubted: Notify::new(),
             inner: Mutex::new(Inner {
                 rng: Rng::new(seed),
                 weather: Weather::CALM,
@@ -73,6 +78,7 @@ impl World {
                 cut: BTreeMap::new(),
                 log: Vec::new(),
                 number: 0,
+                doubts: Vec::new(),
                 trace: trace.then(Vec::new),
             }),
         })
@@ -129,7 +135,31 @@ impl World {
         struck
     }
 
-    fn fate(&self, link: Link) -> Fate {
+    /// The process in a slot does not know whether its append was taken; people may see that.
+    pub(crate) fn doubt(&self, slot: usize) {
+        if self.strikes(Fault::Nervous) {
+            self.lock().doubts.push(slot);
+            self.doubted.notify_one();
+        }
+    }
+
+    /// Takes links down for a while. `waits`: callers are left waiting.
+    pub(crate) fn cut(self: &Arc<Self>, links: &[Link], longest: u64) {
+        let lasts = Duration::from_millis(self.between(200, longest));
+        let waits = self.between(0, 1) == 0;
+        self.tell(|| format!("{links:?} cut for {lasts:?}"));
+        let cut = links.iter().map(|link| (*link, waits));
+        self.lock().cut.extend(cut);
+        let (world, links) = (Arc::clone(self), links.to_vec());
+        tokio::spawn(async move {
+            sleep(lasts).await;
+            for link in links {
+                world.lock().cut.remove(&link);
+            }
+        });
+    }
+
+    fn fate(&self, link: Link, order: Option<&Sent>) -> Fate {
         let cut = {
             let inner = self.lock();
             inner.cut.get(&link).copied()
@@ -155,11 +185,17 @@ impl World {
         } else if self.between(0, 3) == 0 {
             fate.there = self.between(1, 20);
         }
+        if order.is_some_and(|o| matches!(o.asked, Asked::Set(_) | Asked::Renew))
+            && self.strikes(Fault::LateOrder)
+        {
+            fate.there = self.between(200, 20_000);
+        }
         if self.between(0, 7) == 0 {
             fate.back = self.between(1, 20);
         }
         if self.strikes(Fault::Duplicate) {
-            fate.again = Some(self.between(1, 20_000));
+            let longest = self.lock().rng.pick(&[1_000, 20_000, 60_000]);
+            fate.again = Some(self.between(1, longest));
         }
         fate
     }
@@ -182,7 +218,7 @@ impl World {
             process: process.number,
             order,
         });
-        let fate = self.fate(link);
+        let fate = self.fate(link, order.as_ref());
         if let Some(waits) = fate.cut {
             sleep(if waits {
                 PATIENCE
@@ -247,6 +283,8 @@ pub(crate) struct Process {
     alive: AtomicBool,
     /// Calls, counted at both ends, after which it dies.
     left: AtomicU64,
+    /// True time until which it stands still.
+    still: AtomicU64,
     pub(crate) died: Notify,
 }
 
@@ -257,6 +295,7 @@ impl Process {
             slot,
             alive: AtomicBool::new(true),
             left: AtomicU64::new(u64::MAX),
+            still: AtomicU64::new(0),
             died: Notify::new(),
         })
     }
@@ -267,6 +306,10 @@ impl Process {
 
     pub(crate) fn die_after(&self, calls: u64) {
         self.left.store(calls, Ordering::SeqCst);
+    }
+
+    pub(crate) fn pause(&self, until: Millis) {
+        self.still.store(until, Ordering::SeqCst);
     }
 
     pub(crate) fn die(&self, world: &World) {
@@ -281,6 +324,13 @@ impl Process {
 
     /// A point at which it may die; nothing comes after that.
     async fn point(&self, world: &World) {
+        let still = self
+            .still
+            .load(Ordering::SeqCst)
+            .saturating_sub(world.now());
+        if still > 0 {
+            sleep(Duration::from_millis(still)).await;
+        }
         let left = self.left.load(Ordering::SeqCst);
         if left == 0 {
             self.die(world);
@@ -352,8 +402,11 @@ impl Clock for Shared {
     }
 }
 
-static VERSIONS: LazyLock<[VersionId; 4]> = LazyLock::new(|| {
-    [0, 1, 2, 3].map(|n| {
+/// Rollouts of one life, at the most.
+pub(crate) const MOST: usize = 3;
+
+static VERSIONS: LazyLock<[VersionId; MOST + 2]> = LazyLock::new(|| {
+    std::array::from_fn(|n| n).map(|n| {
         format!("chat/v{n}.0.0-{}", format!("{n:02x}").repeat(32))
             .parse()
             .unwrap()

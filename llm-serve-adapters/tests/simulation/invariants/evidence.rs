@@ -1,4 +1,4 @@
-//! No request is evidence twice: the windows of an epoch do not overlap, evidence never shrinks within a rollout, and it never
+//! A verdict counts for the split that it is about, and no request is evidence twice: the windows of an epoch do not overlap, evidence never shrinks within a rollout, and it never
 //! holds more than what the candidate has really answered.
 
 use super::violated;
@@ -10,6 +10,13 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
     let mut last: BTreeMap<Number, Looked> = BTreeMap::new();
     for (at, step) in history.steps() {
         let Why::Look(look) = step.why else { continue };
+        if look.epoch != step.epoch {
+            let text = format!(
+                "a verdict about epoch {} in epoch {}",
+                look.epoch, step.epoch
+            );
+            return violated("evidence", at, text);
+        }
         if let Some(before) = last.insert(step.rollout, look) {
             // Going back rests on what was known, should the look before have reached the log unnoticed.
             let back = matches!(step.after, Phase::RollingBack { .. });
@@ -80,5 +87,10 @@ mod tests {
         assert!(check(&story(&[look(10, 20, 5), look(19, 30, 20)])).is_err());
         assert!(check(&story(&[look(10, 20, 5), look(20, 30, 21)])).is_err());
         assert!(check(&story(&[look(10, 20, 5), look(20, 30, 4)])).is_err());
+        let other = Looked {
+            epoch: 2,
+            ..look(10, 20, 5)
+        };
+        assert!(check(&story(&[other])).is_err());
     }
 }

@@ -17,7 +17,9 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
             What::Fenced { process } => {
                 fenced.entry(*process).or_insert(event.at);
             }
-            What::Heard { process, router } => {
+            What::Heard {
+                process, router, ..
+            } => {
                 heard.entry(*process).or_default().insert(*router);
             }
             What::Calls { process, order } => {
@@ -50,7 +52,7 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
 mod tests {
     use super::super::tale::history;
     use super::*;
-    use crate::history::Sent;
+    use crate::history::{Seen, Sent};
 
     fn calls(direction: Option<Direction>) -> What {
         let order = direction.map(|direction| Sent {
@@ -75,6 +77,7 @@ mod tests {
         let heard = What::Heard {
             process: 1,
             router: 0,
+            seen: Seen::default(),
         };
         let forward = calls(Some(Direction::Forward));
         assert!(check(&history(vec![(1, heard), (2, forward.clone())])).is_ok());

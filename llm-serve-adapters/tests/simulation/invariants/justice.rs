@@ -112,6 +112,7 @@ impl Tally {
 mod tests {
     use super::super::tale::{BACK, decided, history, step};
     use super::*;
+    use crate::world::MOST;
 
     fn ends(after: Phase, cause: Option<Cause>) -> History {
         let mut end = step(9, BACK, after);
@@ -132,7 +133,7 @@ mod tests {
         };
         assert!(check(&ends(Phase::RolledBack, drifted())).is_err());
         let bad = History {
-            bad: [true; 4],
+            bad: [true; MOST + 2],
             ..ends(Phase::RolledBack, drifted())
         };
         assert!(check(&bad).is_ok());

@@ -6,13 +6,14 @@ use llm_rollout::Direction;
 use std::collections::BTreeMap;
 
 pub(crate) fn check(history: &History) -> Result<(), Violation> {
-    let mut latched: BTreeMap<usize, u64> = BTreeMap::new();
+    // With the newest order that the router had then: only an end after that releases it.
+    let mut latched: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
     for event in &history.events {
         let (router, seen) = match &event.what {
             What::Forced { router, seen } => {
                 // Routers within processes are told by their own controller, which is not seen.
                 if *router < history.routers {
-                    latched.insert(*router, event.at);
+                    latched.entry(*router).or_insert(seen.order);
                 }
                 (*router, seen)
             }
@@ -22,7 +23,8 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                 seen,
                 ..
             } => {
-                if *asked == Asked::Set(Direction::End) {
+                let ends = *asked == Asked::Set(Direction::End);
+                if ends && latched.get(router).is_some_and(|at| seen.order > *at) {
                     latched.remove(router);
                 }
                 (*router, seen)
@@ -70,7 +72,13 @@ mod tests {
             router: 0,
             seen: latched,
         };
-        let end = told(Direction::End, 3, seen(0, 1));
+        let newer = Seen {
+            order: (1, 3),
+            ..seen(0, 1)
+        };
+        let end = told(Direction::End, 3, newer);
+        let again = told(Direction::End, 3, seen(0, 1));
+        assert!(check(&history(vec![(1, forced.clone()), (3, again)])).is_err());
         assert!(check(&history(vec![(1, forced.clone()), (2, saw(latched))])).is_ok());
         assert!(
             check(&history(vec![

@@ -1,5 +1,6 @@
-//! A share lasts no longer than lease / (1 - drift) from the clock reading that its last order or renewal carried: with every
-//! controller dead or cut off, everybody is back on the baseline by then. A router that starts serves no share.
+//! A share lasts no longer than lease / (1 - drift) from the clock reading that the last order or renewal carried that came from
+//! the newest controller the router has heard: with it dead or cut off, everybody is back on the baseline by then, whatever an
+//! older one still says. A router that starts serves no share.
 
 use super::violated;
 use crate::history::{Asked, History, Violation, What};
@@ -17,23 +18,35 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
     )]
     let longest = (history.lease as f64 / (1.0 - history.drift)).ceil() as u64 + ROUNDING;
     let mut readings: BTreeMap<usize, u64> = BTreeMap::new();
+    let mut owners: BTreeMap<usize, u64> = BTreeMap::new();
     for event in &history.events {
         let (router, seen) = match &event.what {
             What::Told {
                 router,
                 asked,
                 reading,
+                fence,
                 seen,
                 ..
             } => {
-                if matches!(asked, Asked::Set(Direction::Forward) | Asked::Renew) {
+                let owner = owners.entry(*router).or_default();
+                *owner = (*owner).max(*fence);
+                let owned = *fence == *owner;
+                if owned && matches!(asked, Asked::Set(Direction::Forward) | Asked::Renew) {
                     readings.insert(*router, *reading.max(readings.get(router).unwrap_or(&0)));
                 }
                 (*router, seen)
             }
             What::Saw { router, seen } => (*router, seen),
+            What::Tampered { router, seen } => {
+                readings.insert(*router, event.at);
+                (*router, seen)
+            }
             What::Booted { router, seen } => {
                 readings.remove(router);
+                if history.is_volatile(*router) {
+                    owners.remove(router);
+                }
                 if seen.live() > 0 {
                     return violated(
                         "lease",
@@ -89,6 +102,30 @@ mod tests {
         };
         assert!(check(&story(21_000)).is_ok());
         assert!(check(&story(22_000)).is_err());
+    }
+
+    #[test]
+    fn whoever_was_overtaken_prolongs_nothing() {
+        let asked = |at, what, fence| {
+            let mut told = told(Direction::Forward, at, seen(500, 1));
+            if let What::Told {
+                asked, fence: by, ..
+            } = &mut told
+            {
+                (*asked, *by) = (what, fence);
+            }
+            (at, told)
+        };
+        let story = |newer| {
+            history(vec![
+                asked(1_000, Asked::Set(Direction::Forward), 1),
+                asked(2_000, Asked::Observe, newer),
+                asked(9_000, Asked::Renew, 1),
+                (20_000, saw(seen(500, 1))),
+            ])
+        };
+        assert!(check(&story(1)).is_ok());
+        assert!(check(&story(2)).is_err());
     }
 
     #[test]

@@ -4,6 +4,10 @@
 mod acknowledged;
 mod evidence;
 mod fenced;
+mod gap;
+mod harm;
+mod heard;
+mod inforce;
 pub(crate) mod justice;
 mod latch;
 mod lease;
@@ -14,13 +18,14 @@ mod promotion;
 mod retirement;
 mod rise;
 mod share;
+mod tampered;
 mod terminal;
 
 use crate::history::{History, Millis, Violation};
 
 type Check = fn(&History) -> Result<(), Violation>;
 
-const ALL: [Check; 14] = [
+const ALL: [Check; 19] = [
     terminal::check,
     log::check,
     fenced::check,
@@ -35,6 +40,11 @@ const ALL: [Check; 14] = [
     acknowledged::check,
     next::check,
     justice::check,
+    gap::check,
+    harm::check,
+    heard::check,
+    inforce::check,
+    tampered::check,
 ];
 
 /// Every invariant that does not hold, with where it first did not.
@@ -100,6 +110,7 @@ mod tale {
             failed: false,
             cause: None,
             settled: false,
+            stranded: false,
         }
     }
 

@@ -2,15 +2,18 @@
 //! router gives a request to a version that was never loaded, or has been taken out.
 
 use super::violated;
-use crate::history::{Doing, History, Number, Version, Violation, What};
+use crate::history::{Doing, History, Number, Seen, Version, Violation, What};
+use crate::world::MOST;
 use llm_rollout::{Phase, Recovery};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) fn check(history: &History) -> Result<(), Violation> {
-    let mut out: BTreeSet<Version> = BTreeSet::from([2, 3]);
+    let mut out: BTreeSet<Version> = (2..).take(MOST).collect();
     let mut rollouts: BTreeMap<Number, (Version, Version)> = BTreeMap::new();
     // Versions that may be taken out, by the number of the entry that says so.
     let mut free: BTreeSet<(u64, Version)> = BTreeSet::new();
+    // What each router that runs serves.
+    let mut serves: BTreeMap<usize, Seen> = BTreeMap::new();
     for event in &history.events {
         match &event.what {
             What::Submitted {
@@ -52,6 +55,25 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                     return violated("retirement", event.at, text);
                 }
                 out.insert(*version);
+                let serving = serves.iter().find(|(_, seen)| needs(seen, *version));
+                if let Some((router, seen)) = serving {
+                    let text = format!(
+                        "version {version} is taken out, and router {router} serves it: {seen:?}"
+                    );
+                    return violated("retirement", event.at, text);
+                }
+            }
+            What::Told { router, seen, .. }
+            | What::Saw { router, seen }
+            | What::Booted { router, seen }
+            | What::Forced { router, seen }
+            | What::Tampered { router, seen }
+                if *router < history.routers =>
+            {
+                serves.insert(*router, *seen);
+            }
+            What::Stopped { router } => {
+                serves.remove(router);
             }
             What::Served {
                 router, version, ..
@@ -67,9 +89,13 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
     Ok(())
 }
 
+fn needs(seen: &Seen, version: Version) -> bool {
+    seen.baseline == version || (seen.live() > 0 && seen.candidate == version)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::tale::{decided, history, step};
+    use super::super::tale::{decided, history, saw, seen, step};
     use super::*;
 
     fn backend(doing: Doing) -> What {
@@ -113,7 +139,15 @@ mod tests {
     fn retirements_need_an_end() {
         let retire = backend(Doing::Retire(1));
         let end = decided(step(9, Phase::Baking, Phase::Promoted));
-        assert!(check(&history(vec![(1, end), (2, retire.clone())])).is_ok());
+        assert!(check(&history(vec![(1, end.clone()), (2, retire.clone())])).is_ok());
+        let still = saw(seen(0, 1));
+        let stops = What::Stopped { router: 0 };
+        let events = [(1, end), (1, still), (1, stops), (2, retire.clone())];
+        assert!(check(&history(events.to_vec())).is_ok());
+        let events = events
+            .into_iter()
+            .filter(|(_, e)| !matches!(e, What::Stopped { .. }));
+        assert!(check(&history(events.collect())).is_err());
         assert!(check(&history(vec![(2, retire)])).is_err());
     }
 }

@@ -41,8 +41,9 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                 ..
             } => {
                 let before = live.insert(*router, seen.live()).unwrap_or(0);
-                if seen.mark > 0 {
-                    told.insert((*router, seen.mark));
+                // What it has accepted counts, not what it says that it remembers.
+                if *asked == Asked::Set(Direction::Back) {
+                    told.insert((*router, *rollout));
                 }
                 if raise(*asked)
                     && seen.live() > before
