@@ -73,7 +73,9 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
             | What::Forced { router, seen } => {
                 if seen.latch == 0 {
                     released.insert(*router);
-                    latches.values_mut().for_each(|l| drop(l.remove(router)));
+                    for heard in latches.values_mut() {
+                        heard.remove(router);
+                    }
                 } else {
                     released.remove(router);
                 }
