@@ -38,6 +38,7 @@ fn stepped(step: Step) -> Event {
     Event::Stepped {
         step: Box::new(step),
         checkpoint: None,
+        seen: None,
     }
 }
 
