@@ -1,10 +1,11 @@
-//! Group `layer`: what the tower layer adds to a reply of 50 events, in the process alone, without any network.
+//! Group `layer`: what the tower layer adds to a reply of 50 events. Here in the process alone, without any network; the rest
+//! is in `gateway.rs`.
 
 use crate::data;
 use crate::figure::{Figure, Limit};
 use crate::measure::{Design, allocations, interleave};
 use crate::routing::absolute;
-use crate::{Error, Scale};
+use crate::{Error, Scale, gateway};
 use bytes::Bytes;
 use http::{Request, Response, header};
 use http_body::{Body, Frame};
@@ -36,19 +37,22 @@ struct Streams {
     events: Arc<[Bytes]>,
 }
 
+/// What a reply consists of.
+pub(crate) fn events() -> Arc<[Bytes]> {
+    let piece = |n| {
+        format!(
+            "data: {{\"id\":\"chatcmpl-0123456789\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\"model\":\"m\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\" word{n}\"}},\"finish_reason\":null}}]}}\n\n"
+        )
+    };
+    let mut events: Vec<String> = (0..EVENTS - 2).map(piece).collect();
+    events.push("data: {\"choices\":[],\"usage\":{\"completion_tokens\":48}}\n\n".to_owned());
+    events.push("data: [DONE]\n\n".to_owned());
+    events.into_iter().map(Bytes::from).collect()
+}
+
 impl Streams {
     fn new() -> Self {
-        let piece = |n| {
-            format!(
-                "data: {{\"id\":\"chatcmpl-0123456789\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\"model\":\"m\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\" word{n}\"}},\"finish_reason\":null}}]}}\n\n"
-            )
-        };
-        let mut events: Vec<String> = (0..EVENTS - 2).map(piece).collect();
-        events.push("data: {\"choices\":[],\"usage\":{\"completion_tokens\":48}}\n\n".to_owned());
-        events.push("data: [DONE]\n\n".to_owned());
-        Self {
-            events: events.into_iter().map(Bytes::from).collect(),
-        }
+        Self { events: events() }
     }
 }
 
@@ -209,6 +213,7 @@ pub fn run(_: Scale) -> Result<Vec<Figure>, Error> {
     for (design, timing) in designs.iter().zip(&timings) {
         figures.extend(absolute(GROUP, design.name(), *timing));
     }
+    figures.extend(gateway::run(&bare.events)?);
     Ok(figures)
 }
 

@@ -5,6 +5,7 @@
 
 pub mod data;
 pub mod figure;
+mod gateway;
 pub mod layer;
 pub mod machine;
 pub mod measure;

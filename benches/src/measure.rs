@@ -283,6 +283,19 @@ pub fn processor_time() -> Duration {
     }
 }
 
+/// Processor time that the calling thread has used so far; none where that is not known.
+pub fn thread_time() -> Option<Duration> {
+    #[cfg(unix)]
+    {
+        let spent = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Duration::try_from(spent).ok()
+    }
+    #[cfg(not(unix))]
+    {
+        None
+    }
+}
+
 /// How long something took.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]

@@ -1,12 +1,15 @@
-//! The selection steps of other ways to split traffic, re-created at their smallest. The services themselves do more.
+//! The selection steps of other ways to split traffic, re-created at their smallest (the services themselves do more), and
+//! the usual way to count what became of requests.
 
 use crate::data::SALT;
 use arc_swap::ArcSwap;
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts};
 use rand::distr::Distribution as _;
 use rand::distr::weighted::WeightedIndex;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// A weighted choice per request behind a reader-writer lock: not sticky.
@@ -120,10 +123,71 @@ impl TensorZeroLike {
     }
 }
 
+/// The `prometheus` crate itself, as services use it: an outcome in three histograms and four counters, found by labels.
+#[derive(Debug)]
+pub struct Prometheus {
+    histograms: [HistogramVec; 3],
+    counters: [IntCounterVec; 4],
+}
+
+impl Prometheus {
+    /// With default buckets, by version and role.
+    ///
+    /// # Errors
+    /// A name is refused.
+    pub fn new() -> Result<Self, crate::Error> {
+        const LABELS: &[&str] = &["version", "role"];
+        let histogram = |name| HistogramVec::new(HistogramOpts::new(name, "seconds"), LABELS);
+        let counter = |name| IntCounterVec::new(Opts::new(name, "how many"), LABELS);
+        Ok(Self {
+            histograms: [
+                histogram("first_token")?,
+                histogram("duration")?,
+                histogram("tokens")?,
+            ],
+            counters: [
+                counter("begun")?,
+                counter("started")?,
+                counter("ended")?,
+                counter("output_tokens")?,
+            ],
+        })
+    }
+
+    /// Records one outcome.
+    pub fn record(&self, labels: &[&str; 2], first: Duration, whole: Duration, tokens: u64) {
+        let [firsts, wholes, sizes] = &self.histograms;
+        let seconds = [first.as_secs_f64(), whole.as_secs_f64(), tokens as f64];
+        for (histogram, value) in [firsts, wholes, sizes].into_iter().zip(seconds) {
+            histogram.with_label_values(labels).observe(value);
+        }
+        for (counter, by) in self.counters.iter().zip([1, 1, 1, tokens]) {
+            counter.with_label_values(labels).inc_by(by);
+        }
+    }
+
+    /// Outcomes so far.
+    pub fn ended(&self, labels: &[&str; 2]) -> u64 {
+        let [_, whole, _] = &self.histograms;
+        whole.with_label_values(labels).get_sample_count()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::keys;
+
+    #[test]
+    fn outcomes_are_counted() {
+        let prometheus = Prometheus::new().unwrap();
+        for n in 0..5 {
+            let whole = Duration::from_millis(n);
+            prometheus.record(&["v1", "baseline"], whole, whole, n);
+        }
+        assert_eq!(prometheus.ended(&["v1", "baseline"]), 5);
+        assert_eq!(prometheus.ended(&["v2", "baseline"]), 0);
+    }
 
     #[test]
     fn peers_split_too() {

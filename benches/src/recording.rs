@@ -3,6 +3,7 @@
 use crate::data::{self, SET, Seeded};
 use crate::figure::{Figure, Limit};
 use crate::measure::{Design, allocations, interleave};
+use crate::peers::Prometheus;
 use crate::routing::{SELDOM, absolute};
 use crate::{Error, Scale};
 use llm_rollout::Timestamp;
@@ -144,6 +145,7 @@ pub fn run(_: Scale) -> Result<Vec<Figure>, Error> {
     let (few, all) = (samples(5.0)?, samples(100.0)?);
     let recorder = Recorder::new(["bad_format"])?;
     let owned = [Owned::new(), Owned::new()];
+    let prometheus = Prometheus::new()?;
     let designs = [
         Design::new(
             "floor: raw owned stores of the same words",
@@ -183,6 +185,26 @@ pub fn run(_: Scale) -> Result<Vec<Figure>, Error> {
                 drop(recorder.begin(sample.decision, sample.begun));
             });
         }),
+        Design::new(
+            "the prometheus crate, three histograms and four counters by label",
+            SET,
+            |_, passes| {
+                each(&few, passes, |sample| {
+                    let role = match sample.decision.role() {
+                        Role::Baseline => "baseline",
+                        Role::Candidate => "candidate",
+                        Role::Control => "control",
+                    };
+                    let (first, whole) = (sample.first, sample.end);
+                    prometheus.record(
+                        &["chat/v1.0.0", role],
+                        first.since(sample.begun),
+                        whole.since(sample.begun),
+                        sample.tokens,
+                    );
+                });
+            },
+        ),
     ];
     let timings = interleave(&designs, Duration::from_secs(8));
     let mut figures = Vec::new();
@@ -217,6 +239,14 @@ pub fn run(_: Scale) -> Result<Vec<Figure>, Error> {
     );
     for (design, timing) in designs.iter().zip(&timings) {
         figures.extend(absolute(GROUP, design.name(), *timing));
+    }
+    if let ([_, ours, ..], Some(peer)) = (timings.as_slice(), timings.last()) {
+        let name = "the prometheus crate, against an outcome";
+        figures.push(Figure::new(GROUP, name, peer.one / ours.one, "x"));
+        if let (Some(theirs), Some(own)) = (peer.two, ours.two) {
+            let name = format!("{name}, two threads");
+            figures.push(Figure::new(GROUP, name, theirs / own, "x"));
+        }
     }
     Ok(figures)
 }
