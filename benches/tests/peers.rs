@@ -320,7 +320,7 @@ fn flagger_progresses_as_there() {
         canary.failed = u32::try_from(spec["failed_checks"].as_u64().unwrap_or(0)).unwrap();
         match spec["phase"].as_str() {
             Some("Progressing") => {
-                (canary.phase, canary.weight) = (flagger::Phase::Progressing, 10.0)
+                (canary.phase, canary.weight) = (flagger::Phase::Progressing, 10.0);
             }
             Some("Promoting") => (canary.phase, canary.weight) = (flagger::Phase::Promoting, 50.0),
             _ => {}
@@ -634,7 +634,7 @@ fn tensorzero_stops_as_there() {
     );
     // The gap of .2 is 400 / (2 * 2 * .1) = 10 / (1 + ...) nats at 500 each: just above and just below ln((1 + ln t) / delta).
     let nats = |n: u64| 0.04 * n as f64 / (2.0 * 2.0 * 0.1);
-    let least = (1..)
+    let least = (1..1_000_000)
         .find(|n| nats(*n) > ((1.0 + (2.0 * *n as f64).ln()) / 0.05).ln())
         .unwrap();
     for (n, stops) in [(least - 1, None), (least, Some(0))] {

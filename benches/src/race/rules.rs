@@ -468,7 +468,7 @@ fn ours(metric: Metric, place: Place, rng: &mut Rng, life: u64) -> Racer {
         (Metric::Errors | Metric::Safety, Place::World(world)) => {
             history(rng, world, 72, |groups| {
                 let _ = evidence.learn(&plan, "metric", groups);
-            })
+            });
         }
         (Metric::Errors | Metric::Safety, Place::Sticky(keys, sd)) => {
             // The same users as in the ramp, whose life begins with them.

@@ -66,16 +66,15 @@ impl Controller {
     /// As [`Self::routers_round`].
     pub(super) async fn renew_only(&mut self) -> Result<()> {
         if self.now() >= self.next_round {
-            match self.doubt.as_ref().and_then(|d| d.left.clone()) {
-                Some(step) => drop(self.emergency(&step).await?),
-                None => {
-                    let (fence, routers) = (self.fence, self.routers_round().await?);
-                    if self.may_go_back_unlogged()
-                        && let Ok(Some(step)) = self.decide(Input::Found { fence, routers })
-                        && is_back(&step)
-                    {
-                        self.take(step, None).await?;
-                    }
+            if let Some(step) = self.doubt.as_ref().and_then(|d| d.left.clone()) {
+                self.emergency(&step).await?;
+            } else {
+                let (fence, routers) = (self.fence, self.routers_round().await?);
+                if self.may_go_back_unlogged()
+                    && let Ok(Some(step)) = self.decide(Input::Found { fence, routers })
+                    && is_back(&step)
+                {
+                    self.take(step, None).await?;
                 }
             }
             let every = self

@@ -229,7 +229,7 @@ enum Stage<S, Q, R: Body> {
     /// The candidate is at it; its reply may have begun.
     First {
         second: Second<S, Q>,
-        held: Option<Held<R>>,
+        held: Option<Box<Held<R>>>,
     },
     /// It has failed like this.
     Failed(Second<S, Q>, OutcomeClass),
@@ -305,7 +305,7 @@ where
 /// Ready once the candidate's reply may pass, or it has failed like this.
 fn poll_first<S, F, Q, R, E>(
     attempt: Pinned<&mut F>,
-    held: &mut Option<Held<R>>,
+    held: &mut Option<Box<Held<R>>>,
     second: &Second<S, Q>,
     cx: &mut Context<'_>,
 ) -> Poll<Option<OutcomeClass>>
@@ -319,11 +319,11 @@ where
         };
         let observer = Observer::new(response.status(), response.headers());
         let settled = by_status(response.status());
-        *held = Some(Held {
+        *held = Some(Box::new(Held {
             observer: observer.done_marker(second.done_required),
             response: response.map(Replayed::new),
             bytes: 0,
-        });
+        }));
         if let Some(class) = settled {
             return Poll::Ready(worth_another(class));
         }

@@ -26,6 +26,9 @@ enum Ended<E> {
     Over,
 }
 
+/// A frame that was read ahead; `Err` where the body has failed.
+type Ahead<'a, D> = Result<&'a Frame<D>, ()>;
+
 impl<B: Body> Replayed<B> {
     /// Nothing of it has been read.
     pub(crate) fn new(rest: B) -> Self {
@@ -37,10 +40,7 @@ impl<B: Body> Replayed<B> {
     }
 
     /// Reads one more frame ahead of whoever will read the body: none at its end, `Err` if it has failed there.
-    pub(crate) fn poll_ahead(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<&Frame<B::Data>, ()>>>
+    pub(crate) fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<Option<Ahead<'_, B::Data>>>
     where
         B: Unpin,
     {

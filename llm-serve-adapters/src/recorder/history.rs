@@ -15,11 +15,17 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Default)]
 pub(super) struct Ring(Mutex<Blocks>);
 
+/// What has been counted, by epoch and kind.
+type Counted = BTreeMap<(u64, Kind), Totals>;
+
+/// The counts of one version in one block, those that are not 0.
+type Block = (VersionSlot, Box<[(u16, u32)]>);
+
 #[derive(Default)]
 struct Blocks {
     /// Number of the block under way, and what had been counted when it began.
-    open: Option<(u64, BTreeMap<(u64, Kind), Totals>)>,
-    closed: VecDeque<(VersionSlot, Box<[(u16, u32)]>)>,
+    open: Option<(u64, Counted)>,
+    closed: VecDeque<Block>,
 }
 
 impl Recorder {

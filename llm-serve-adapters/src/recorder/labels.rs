@@ -496,7 +496,7 @@ mod tests {
         let mut before = [Cohorts::default(); 2];
         for t in 0..50_u64 {
             for role in Role::ALL {
-                let id = [role as u8, t as u8];
+                let id = [role as u64, t].map(u64::to_le_bytes).concat();
                 for labels in [&early, &late] {
                     labels.remember(&id, decision(role, 3), at(10 * t));
                 }
@@ -505,7 +505,7 @@ mod tests {
             // The other's come nine requests later.
             if let Some(then) = t.checked_sub(9) {
                 for role in Role::ALL {
-                    let id = [role as u8, then as u8];
+                    let id = [role as u64, then].map(u64::to_le_bytes).concat();
                     assert_eq!(late.label(&id, "judge", 0.5, at(10 * t)), Ok(()));
                 }
             }

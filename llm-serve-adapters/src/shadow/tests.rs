@@ -90,7 +90,9 @@ async fn a_hung_candidate_holds_nobody_up() {
     assert_eq!(pairs.iter().filter(|pair| pair.is_mirrored()).count(), 3);
     // One user goes away: nobody has answered that request.
     drop(pairs.remove(0));
-    pairs.into_iter().for_each(|pair| pair.answered("a"));
+    for pair in pairs {
+        pair.answered("a");
+    }
     tokio::time::sleep(Duration::from_secs(11)).await;
     let counts = shadow.counts();
     assert_eq!((counts.offered, counts.full), (5, 2));

@@ -175,12 +175,13 @@ async fn what_fails_before_its_first_token_is_saved_too() {
 
 #[tokio::test(start_paused = true)]
 async fn from_the_first_token_on_nothing_is_retried() {
-    let cases: [(
+    type Case = (
         &'static str,
         &'static [Says],
-        Result<&str, &str>,
+        Result<&'static str, &'static str>,
         OutcomeClass,
-    ); 7] = [
+    );
+    let cases: [Case; 7] = [
         (
             SSE,
             &[Piece(ROLE), Piece(PIECE), Piece(DONE)],

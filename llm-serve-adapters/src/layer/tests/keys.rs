@@ -153,13 +153,11 @@ where
         Box::pin(async move {
             let (mut whole, mut broken) = (Vec::new(), false);
             while let Some(frame) = body.frame().await {
-                match frame {
-                    Ok(frame) => whole.extend_from_slice(frame.data_ref().unwrap()),
-                    Err(_) => {
-                        broken = true;
-                        break;
-                    }
-                }
+                let Ok(frame) = frame else {
+                    broken = true;
+                    break;
+                };
+                whole.extend_from_slice(frame.data_ref().unwrap());
             }
             tell(&Request::from_parts(parts, ()), whole, broken);
             Ok(reply(200, "text/plain", Empty::new()))
