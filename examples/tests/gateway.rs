@@ -284,6 +284,7 @@ async fn what_the_candidate_fails_the_baseline_answers() {
 async fn people_hold_approve_and_abort_over_the_admin_listener() {
     const STEPS: &str = r#"
 alpha = 0.05
+look_every = "200ms"
 ungated = true
 [[stages]]
 serve = 20.0

@@ -47,14 +47,14 @@ criterion = { point = { min_n = 60 } }
 action = "block"
 [[stages]]
 serve = 10.0
-dwell = "10m"
+dwell = "3m"
 limit = "4h"
-min_samples = 500
+min_samples = 150
 [[stages]]
-serve = 100.0
-dwell = "10m"
+serve = 50.0
+dwell = "3m"
 limit = "4h"
-min_samples = 500
+min_samples = 150
 [[watch]]
 probe = "canonical"
 every = "1m"

@@ -35,8 +35,8 @@ impl ServingBackend for Servers {
     }
 
     async fn in_flight(&self, _: &VersionId) -> Result<Option<u64>> {
-        // The gateway counts its own; nobody else is known to use these servers.
-        Ok(None)
+        // Beside the gateway's own, which its recorder counts, nobody's.
+        Ok(Some(0))
     }
 
     async fn retire(&self, _: &VersionId, _: Position) -> Result<()> {
