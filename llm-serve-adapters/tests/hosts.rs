@@ -23,7 +23,7 @@ use llm_serve_adapters::layer::{
     BodyField, FailOver, KeySource as _, Or, PerRequest, RolloutLayer, from_body, header,
 };
 use llm_serve_adapters::layer::{FromBody, FromHeader};
-use llm_serve_adapters::recorder::{OutcomeClass, Recorder};
+use llm_serve_adapters::recorder::{OutcomeClass, Recorder, Row};
 use llm_serve_adapters::router::{InProcessRouter, Key, Role};
 use llm_version_core::{Digest, Name, Version, VersionId};
 use std::convert::Infallible;
@@ -87,7 +87,7 @@ async fn answer<B: Body<Data = Bytes> + Unpin>(request: Request<B>) -> Response<
             let body = body
                 .collect()
                 .await
-                .map_or_else(|_| Bytes::new(), |b| b.to_bytes());
+                .map_or_else(|_| Bytes::new(), http_body_util::Collected::to_bytes);
             reply("text/plain", Full::from(body).boxed_unsync())
         }
         "/trailers" => {
@@ -309,14 +309,14 @@ async fn exercise(plane: &DataPlane, to: SocketAddr, http: Http) {
     assert_eq!(ended(OutcomeClass::Ok), 5 * each);
     let rows = plane.recorder.snapshot().unwrap().rows;
     for role in [Role::Baseline, Role::Candidate] {
-        let sum = |of: fn(&llm_serve_adapters::recorder::Row) -> u64| {
+        let sum = |of: fn(&Row) -> u64| {
             rows.iter()
                 .filter(|row| row.role() == role)
                 .map(of)
                 .sum::<u64>()
         };
-        assert!(sum(|row| row.assigned()) > 10);
-        assert_eq!(sum(|row| row.assigned()), sum(|row| row.finished()));
+        assert!(sum(Row::assigned) > 10);
+        assert_eq!(sum(Row::assigned), sum(Row::finished));
     }
 }
 

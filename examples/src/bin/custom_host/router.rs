@@ -7,6 +7,7 @@ use llm_serve_adapters::host::{
     Clock, Error, ErrorKind, Result, RouterCapabilities, Support, TrafficRouter,
 };
 use llm_serve_adapters::router::{Refused, RouterCore};
+use std::fmt::Write as _;
 use std::hash::{BuildHasher as _, RandomState};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -93,11 +94,9 @@ impl Edge {
         let split = core.clone().state(now).split;
         let mut text = format!("baseline {}\n", split.baseline.reference());
         if let Some(candidate) = split.candidate.filter(|_| core.raised(now)) {
-            text += &format!(
-                "candidate {} {} %\n",
-                candidate.reference(),
-                split.share.percent()
-            );
+            let (candidate, share) = (candidate.reference(), split.share.percent());
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "candidate {candidate} {share} %");
         }
         let file = self.folder.join("weights");
         replace(&self.folder, &file, text.as_bytes()).map_err(|e| self.not_written(e))

@@ -5,6 +5,7 @@ use llm_serve_adapters::host::Result;
 use llm_serve_adapters::recorder::{OutcomeClass, Row};
 use llm_serve_adapters::shadow::Shadow;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 /// One page. All lines of a family stand together, under its type.
 #[derive(Debug, Default)]
@@ -25,6 +26,9 @@ impl Page {
         let _ = writeln!(self.0, "{name}{labels} {value}");
     }
 }
+
+/// A quantile of what a row has measured.
+type Of = fn(&Row, f64) -> Option<Duration>;
 
 fn labels(row: &Row) -> String {
     let version = row
@@ -74,7 +78,6 @@ pub(crate) fn page(plane: &DataPlane, shadow: &Shadow) -> Result<String> {
             page.line(name, &labels, row.ended(class));
         }
     }
-    type Of = fn(&Row, f64) -> Option<std::time::Duration>;
     let times: [(&str, &str, Of); 3] = [
         (
             "llm_time_to_first_token_seconds",

@@ -6,7 +6,7 @@ use http::{StatusCode, request, response};
 use llm_serve_adapters::DataPlane;
 use llm_serve_adapters::layer::{End, Observer, VERSION_HEADER};
 use llm_serve_adapters::recorder::{OutcomeClass, Ticket};
-use llm_serve_adapters::router::{Decision, Key, VersionSlot};
+use llm_serve_adapters::router::{Decision, Key, Version, VersionSlot};
 use std::net::SocketAddr;
 
 /// Where a version is served.
@@ -71,7 +71,7 @@ impl ProxyHttp for Gateway {
         if let Some(reference) = ctx
             .decision
             .and_then(Decision::version)
-            .and_then(|v| v.header())
+            .and_then(Version::header)
         {
             request.headers.insert("x-asked-of", reference);
         }
@@ -82,7 +82,7 @@ impl ProxyHttp for Gateway {
         if let Some(reference) = ctx
             .decision
             .and_then(Decision::version)
-            .and_then(|v| v.header())
+            .and_then(Version::header)
         {
             response.headers.insert(VERSION_HEADER, reference);
         }

@@ -22,7 +22,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use llm_rollout::{Plan, RolloutId};
-use llm_serve_adapters::recorder::OutcomeClass;
+use llm_serve_adapters::recorder::{OutcomeClass, Row};
 use llm_serve_adapters::router::VersionSlot;
 use llm_serve_adapters::store::MemoryStore;
 use llm_serve_adapters::{Bootstrap, Endpoint};
@@ -171,7 +171,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // A proxy notices that a client has gone when it next writes.
     let rows = loop {
         let rows = plane.recorder.snapshot()?.rows;
-        if rows.iter().map(|row| row.finished()).sum::<u64>() >= 100 {
+        if rows.iter().map(Row::finished).sum::<u64>() >= 100 {
             break rows;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
