@@ -121,6 +121,8 @@ pub(crate) struct Controller {
     active: bool,
     /// Whether a promotion or a retirement may be in the log without our knowing.
     doubt: Option<Doubt>,
+    /// A binding entry was in doubt and not found: a read may be behind, so that only an entry in its place shows that it is not there.
+    suspected: bool,
     store_down_since: Option<Timestamp>,
     next_look: Option<Timestamp>,
     next_round: Timestamp,
@@ -168,6 +170,7 @@ impl Controller {
             status,
             active: false,
             doubt: None,
+            suspected: false,
             store_down_since: None,
             next_look: None,
             next_round: Timestamp::default(),
@@ -423,7 +426,7 @@ impl Controller {
             self.rollout().map(Rollout::phase),
             Some(Phase::Shifting { .. } | Phase::Soaking { .. } | Phase::Held { .. })
         );
-        exposed && !self.doubt.as_ref().is_some_and(|d| d.binding)
+        exposed && !self.suspected && !self.doubt.as_ref().is_some_and(|d| d.binding)
     }
 
     fn in_doubt(&mut self, binding: bool, input: Option<Input>) {
@@ -455,6 +458,8 @@ impl Controller {
         }
         self.store_down_since = None;
         let missing = self.ledger.next == before;
+        self.suspected =
+            missing && (self.suspected || self.doubt.as_ref().is_some_and(|d| d.binding));
         let again = self.doubt.take().and_then(|doubt| match doubt.left {
             // What is there may be an earlier entry that came late; routers that went back are not led on.
             Some(step) => Some(step.input),
@@ -565,6 +570,7 @@ impl Controller {
             .fold(endpoint, seq, &entry)
             .map_err(|e| Error::permanent(e.to_string()))?;
         self.store_down_since = None;
+        self.suspected = false;
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! What the evidence of a live rollout is fed with besides the recorder's counts, in virtual time with the real controller: pairs of
 //! mirrored answers, late labels, the baseline's history.
 
+#![expect(clippy::print_stdout, reason = "what was measured is said")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;

@@ -1,6 +1,7 @@
 //! Who has heard that a router was told to go back from a rollout, or that an operator has forced the baseline on it, leads no
 //! router forward after that: one word is enough, wherever it was said. Where it was heard while an append was in doubt, one round may
-//! still go out before it is thought about; no second one does.
+//! still go out before it is thought about; no second one does. A latch that was heard of before a rollout began says nothing about it:
+//! it belongs to the one before, until its router says it again.
 
 use super::violated;
 use crate::history::{Asked, History, Number, Violation, What};
@@ -14,6 +15,7 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
     // The last time that it asked a router how it stands: what it says in the same breath was decided before.
     let mut asked: BTreeMap<(u32, usize), usize> = BTreeMap::new();
     let mut released: BTreeSet<usize> = BTreeSet::new();
+    let mut began: BTreeSet<Number> = BTreeSet::new();
     // The first raise of a router by a process that knew better.
     let mut raised: BTreeMap<(u32, usize, Number), usize> = BTreeMap::new();
     for (when, event) in history.events.iter().enumerate() {
@@ -78,6 +80,11 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                     }
                 } else {
                     released.remove(router);
+                }
+            }
+            What::Decided(step) => {
+                if began.insert(step.rollout) {
+                    latches.clear();
                 }
             }
             _ => {}
