@@ -373,7 +373,7 @@ async fn after_promotion_one_goes_back_within_the_window_if_the_contract_allows(
 #[derive(Debug, Clone)]
 struct Remote {
     id: RouterId,
-    core: Arc<std::sync::Mutex<llm_serve_adapters::router::RouterCore>>,
+    core: Arc<Mutex<llm_serve_adapters::router::RouterCore>>,
     dead: Arc<AtomicBool>,
     begun: tokio::time::Instant,
 }
@@ -383,9 +383,9 @@ impl Remote {
         let first = llm_rollout::Split::steady(None, version(1), llm_rollout::Epoch::default());
         Self {
             id: RouterId::new("gateway-b").unwrap(),
-            core: Arc::new(std::sync::Mutex::new(
-                llm_serve_adapters::router::RouterCore::new(1, first),
-            )),
+            core: Arc::new(Mutex::new(llm_serve_adapters::router::RouterCore::new(
+                1, first,
+            ))),
             dead: Arc::default(),
             begun: tokio::time::Instant::now(),
         }
@@ -773,7 +773,7 @@ async fn while_it_bakes_an_alarm_takes_the_quick_way_back() {
 #[derive(Debug, Clone, Default)]
 struct Deaf {
     works: Arc<AtomicBool>,
-    heard: Arc<std::sync::Mutex<Vec<(String, String)>>>,
+    heard: Arc<Mutex<Vec<(String, String)>>>,
     tries: Arc<AtomicUsize>,
 }
 
