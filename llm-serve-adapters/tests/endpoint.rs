@@ -833,7 +833,7 @@ async fn a_notifier_that_is_down_blocks_nothing_and_hears_it_later() {
     );
 }
 
-/// Engines that serve LoRA adapters, one a version, on base weights that all of them share.
+/// Engines that serve `LoRA` adapters, one a version, on base weights that all of them share.
 #[derive(Debug, Clone, Default)]
 struct Shared(Arc<Mutex<SharedWeights>>);
 

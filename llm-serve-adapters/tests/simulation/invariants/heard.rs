@@ -82,11 +82,7 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                     released.remove(router);
                 }
             }
-            What::Decided(step) => {
-                if began.insert(step.rollout) {
-                    latches.clear();
-                }
-            }
+            What::Decided(step) if began.insert(step.rollout) => latches.clear(),
             _ => {}
         }
     }

@@ -25,11 +25,12 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                 process,
                 router,
                 seen,
-            } if *process == owner && by_hand.contains(&(*router, seen.order)) => {
+            } if *process == owner
+                && by_hand.contains(&(*router, seen.order))
                 // What has been put right since, by an order that was on its way, was not noticed.
-                if at.get(router).is_none_or(|at| *at == seen.order) {
-                    noticed.extend(stage);
-                }
+                && at.get(router).is_none_or(|at| *at == seen.order) =>
+            {
+                noticed.extend(stage);
             }
             What::Decided(step) => {
                 stage = matches!(step.after, Phase::Soaking { .. } | Phase::Held { .. })
