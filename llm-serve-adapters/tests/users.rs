@@ -1,5 +1,6 @@
 //! Users who differ persistently, in virtual time: what is counted before the ramp keeps them from being taken for harm.
 
+#![expect(clippy::print_stdout, reason = "what was measured is said")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;

@@ -11,7 +11,7 @@ const WANTED: &str = "a `DeploymentConfig`, an `UpdateEndpoint` request, a Cloud
 
 /// The plan of a deployment configuration or of a shadow test.
 ///
-/// The alarms become triggers that roll back: feed them with [`crate::Run::alarm`]. They are all that watches, as there, so the
+/// The alarms become triggers that roll back: feed them with [`crate::Endpoint::alarm`]. They are all that watches, as there, so the
 /// plan is `ungated` until gates are added.
 ///
 /// # Errors
