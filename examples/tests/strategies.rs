@@ -35,7 +35,12 @@ fn blue_green_goes_back_by_one_split_and_stays_on_a_good_version() {
 #[test]
 fn a_shadow_serves_nobody() {
     let text = ends_well(env!("CARGO_BIN_EXE_shadow"));
-    assert!(text.contains("users got 0 answers of v2"), "{text}");
+    assert!(
+        text.contains("  v2 concluded") && text.contains("  v3 rolled back"),
+        "{text}"
+    );
+    let unseen = text.matches("users got 0 of its answers").count();
+    assert_eq!(unseen, 2, "{text}");
 }
 
 #[test]
