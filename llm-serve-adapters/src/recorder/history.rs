@@ -116,7 +116,8 @@ mod tests {
             candidate: &candidate,
             baseline: &baseline,
         };
-        recorder.past(&query).unwrap().remove(0).blocks
+        let past = recorder.past(&query).unwrap().pop();
+        past.map(|past| past.blocks).unwrap_or_default()
     }
 
     fn at(minute: u64) -> Timestamp {
