@@ -181,7 +181,7 @@ fn the_forecast_agrees_with_simulation_on_some_plans() {
 
 /// `.ci/steps/agreement`.
 #[test]
-#[ignore = "60 plans of 1,000 lives: a minute or so in release"]
+#[ignore = "60 plans of 1,000 lives, a minute in release: .ci/steps/agreement"]
 fn the_forecast_agrees_with_simulation_on_sixty_plans() {
     agree(100..160, 1_000);
 }
