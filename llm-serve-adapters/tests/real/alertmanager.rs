@@ -1,6 +1,6 @@
 //! Notices as alerts of a real Alertmanager: grouped, not doubled, silenced by their key.
 
-use crate::process::{Process, free_port, http, ready, until};
+use crate::process::{Process, free_port, http, ready, until, version_of};
 use llm_rollout::{EndpointId, IntentId, Notice, RolloutId, Seq};
 use llm_serve_adapters::host::{Letter, Notifier as _};
 use llm_serve_adapters::notify::AlertmanagerNotifier;
@@ -117,4 +117,9 @@ async fn a_page_reaches_people_once_and_can_be_silenced() {
         (state(&silenced)? == "suppressed" && state(&key)? == "active").then_some(())
     })
     .await;
+    crate::verified(
+        "alertmanager",
+        "Alertmanager",
+        &version_of("prometheus-alertmanager", "--version"),
+    );
 }

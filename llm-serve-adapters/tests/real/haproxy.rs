@@ -1,6 +1,6 @@
 //! Splits served by a real HAProxy: shares that stick and grow, changes by hand, orders that come late, a lease that runs out.
 
-use crate::process::{Process, free_port, http_with, until};
+use crate::process::{Process, free_port, http_with, until, version_of};
 use llm_rollout::{
     Direction, Epoch, Fence, Order, Position, RolloutId, RouterId, RouterState, Seq, Share, Split,
 };
@@ -336,6 +336,7 @@ async fn a_share_ends_by_itself() {
         .unwrap_err();
     assert!(error.to_string().contains("go back"), "{error}");
     println!("ok      HAProxy and router started anew: still gone back");
+    crate::verified("haproxy", "HAProxy", &version_of("haproxy", "-v"));
 
     router.force_baseline("page 4711").await.unwrap();
     assert_eq!(

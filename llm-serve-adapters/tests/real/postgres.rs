@@ -1,6 +1,6 @@
 //! Logs in a real PostgreSQL: the rules of a store, several owners, a server that stops, hangs, fills its disk, is damaged.
 
-use crate::process::{Process, free_port, until};
+use crate::process::{Process, free_port, until, version_of};
 use llm_rollout::{EndpointId, Fence, RouterId, Seq};
 use llm_serve_adapters::host::{ErrorKind, StateStore};
 use llm_serve_adapters::store::PostgresStore;
@@ -184,6 +184,8 @@ async fn it_keeps_to_the_rules_of_a_store() {
         .await
         .unwrap();
     println!("ok      conformance suite of stores");
+    let version = version_of(programs().join("postgres"), "--version");
+    crate::verified("postgres", "PostgreSQL", &version);
 
     // Two hosts open a new database at once, and own in turn.
     cluster.sql("DROP TABLE llm_rollout_format, llm_rollout_endpoints, llm_rollout_entries, llm_rollout_routers").unwrap();

