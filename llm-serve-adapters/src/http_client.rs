@@ -1,9 +1,11 @@
 //! The HTTP client that adapters share: no redirects, no proxies, no unbounded bodies, no call without an end, and nothing
 //! secret in an error or a debug output.
+#![allow(dead_code, reason = "each adapter needs its part of it")]
 
 use crate::host::{Error, ErrorKind, Result};
+pub(crate) use reqwest::Method;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
-use reqwest::{Client, Method, Url, redirect};
+use reqwest::{Client, Url, redirect};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,19 +43,16 @@ impl Address {
     }
 
     /// Whether it asks a query.
-    #[cfg(feature = "openai")]
     pub(crate) fn has_query(&self) -> bool {
         self.0.query().is_some()
     }
 
     /// Its path, without a slash at the end.
-    #[cfg(any(feature = "alertmanager", feature = "openai", feature = "prometheus"))]
     pub(crate) fn path(&self) -> &str {
         self.0.path().trim_end_matches('/')
     }
 
     /// With another path.
-    #[cfg(any(feature = "alertmanager", feature = "openai", feature = "prometheus"))]
     pub(crate) fn with_path(&self, path: &str) -> Self {
         let mut url = self.0.clone();
         url.set_path(path);
@@ -61,7 +60,6 @@ impl Address {
     }
 
     /// With this query instead of its own.
-    #[cfg(feature = "prometheus")]
     pub(crate) fn with_query(&self, pairs: &[(&str, &str)]) -> Self {
         let mut url = self.0.clone();
         url.query_pairs_mut().clear().extend_pairs(pairs);
@@ -69,7 +67,6 @@ impl Address {
     }
 
     /// All of it, to tell addresses apart; it may hold secrets.
-    #[cfg(feature = "prometheus")]
     pub(crate) fn identity(&self) -> &str {
         self.0.as_str()
     }
@@ -93,7 +90,7 @@ impl fmt::Debug for Address {
     }
 }
 
-/// A request: GET, or POST where there is JSON to send.
+/// A request: GET, or POST where there is JSON to send, unless it is sent as something else.
 pub(crate) struct Call<'a> {
     pub(crate) to: &'a Address,
     pub(crate) headers: HeaderMap,
@@ -158,6 +155,16 @@ impl Http {
 
     /// Sends it and reads the reply.
     pub(crate) async fn send(&self, call: Call<'_>) -> Result<Reply> {
+        let method = if call.json.is_some() {
+            Method::POST
+        } else {
+            Method::GET
+        };
+        self.send_as(method, call).await
+    }
+
+    /// The same with this method.
+    pub(crate) async fn send_as(&self, method: Method, call: Call<'_>) -> Result<Reply> {
         let Call {
             to,
             headers,
@@ -175,11 +182,6 @@ impl Http {
                 "{to} cannot be trusted, as this system has no certificates ({why}): install its ca-certificates"
             )));
         }
-        let method = if json.is_some() {
-            Method::POST
-        } else {
-            Method::GET
-        };
         let mut request = self
             .client
             .request(method, to.0.clone())
@@ -217,12 +219,6 @@ pub(crate) fn refusal(status: u16) -> Option<ErrorKind> {
 }
 
 /// A header that no debug output shows.
-#[cfg(any(
-    feature = "alertmanager",
-    feature = "openai",
-    feature = "prometheus",
-    feature = "webhook"
-))]
 pub(crate) fn secret(what: &str, value: &str) -> Result<reqwest::header::HeaderValue> {
     let mut value = reqwest::header::HeaderValue::from_str(value).map_err(|_| {
         Error::permanent(format!(
@@ -234,7 +230,6 @@ pub(crate) fn secret(what: &str, value: &str) -> Result<reqwest::header::HeaderV
 }
 
 /// `Authorization: Bearer` with this key.
-#[cfg(any(feature = "alertmanager", feature = "openai", feature = "prometheus"))]
 pub(crate) fn bearer(key: &str) -> Result<HeaderMap> {
     Ok(HeaderMap::from_iter([(
         reqwest::header::AUTHORIZATION,

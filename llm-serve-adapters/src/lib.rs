@@ -9,13 +9,7 @@ mod clock;
 mod controller;
 mod endpoint;
 pub mod host;
-#[cfg(any(
-    feature = "alertmanager",
-    feature = "openai",
-    feature = "prometheus",
-    feature = "slack",
-    feature = "webhook"
-))]
+#[cfg(feature = "http-client")]
 mod http_client;
 #[cfg(feature = "import")]
 pub mod import;
@@ -24,6 +18,8 @@ mod joined;
 pub mod journal;
 #[cfg(feature = "tower")]
 pub mod layer;
+#[cfg(feature = "http-client")]
+mod metrics_text;
 pub mod notify;
 mod plane;
 pub mod recorder;

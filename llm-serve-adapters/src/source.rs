@@ -9,8 +9,8 @@ mod measure;
 mod prometheus;
 mod scrape;
 mod series;
-mod text;
 
+use crate::metrics_text as text;
 pub use measure::Series;
 pub use prometheus::{PrometheusSource, PrometheusSourceBuilder};
 pub use scrape::{ScrapeSource, ScrapeSourceBuilder};

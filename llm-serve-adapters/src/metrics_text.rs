@@ -1,4 +1,5 @@
 //! The text form of metrics, as far as counters and histograms need it.
+#![allow(dead_code, reason = "not every adapter reads metrics")]
 
 use crate::host::{Error, Result};
 use crate::http_client::clip;
@@ -6,14 +7,14 @@ use std::collections::BTreeMap;
 
 /// A line: name, labels, value.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Line<'a> {
-    pub(super) name: &'a str,
-    pub(super) labels: BTreeMap<String, String>,
-    pub(super) value: f64,
+pub(crate) struct Line<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) value: f64,
 }
 
 /// The lines of these names. Comments, time stamps and exemplars are passed over.
-pub(super) fn lines<'a>(text: &'a str, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Line<'a>>> {
+pub(crate) fn lines<'a>(text: &'a str, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Line<'a>>> {
     let mut out = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let line = line.trim_start();
