@@ -11,9 +11,11 @@
 
 mod alertmanager;
 mod haproxy;
+mod llama;
 mod postgres;
 mod process;
 mod prometheus;
+mod stack;
 
 /// Tells the runner that this adapter has met this component, for the table of adapters.
 fn verified(adapter: &str, component: &str, version: &str) {

@@ -19,10 +19,21 @@ pub(crate) struct Process {
 impl Process {
     /// Starts it; what it says goes to a file of its name in the folder.
     pub(crate) fn start(folder: &Path, program: &str, args: &[&str]) -> Self {
+        Self::start_with(folder, program, args, &[])
+    }
+
+    /// The same with these variables in its environment.
+    pub(crate) fn start_with(
+        folder: &Path,
+        program: &str,
+        args: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Self {
         let name = Path::new(program).file_name().unwrap().to_string_lossy();
         let log = std::fs::File::create(folder.join(format!("{name}.log"))).unwrap();
         let child = Command::new(program)
             .args(args)
+            .envs(variables.iter().copied())
             .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
