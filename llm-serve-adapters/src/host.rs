@@ -12,7 +12,7 @@ use llm_rollout::{
     RouterClock, RouterId, RouterState, Seq, Split, Timestamp,
 };
 use llm_version_core::{Manifest, Surroundings, VersionId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -294,6 +294,11 @@ pub trait Evaluator: Debug + Send + Sync + 'static {
     /// # Errors
     /// `Permanent` blocks the rollout; `Transient` is tried again until the plan's deadline.
     async fn evaluate(&self, candidate: &VersionId, baseline: &VersionId) -> Result<Measurements>;
+
+    /// The metrics that it measures, if it can tell before it does: a plan whose gates ask for any other is refused when it is submitted.
+    fn measures(&self) -> Option<BTreeSet<String>> {
+        None
+    }
 }
 
 /// A notice on its way to people.

@@ -8,6 +8,8 @@ mod calendar;
 mod clock;
 mod controller;
 mod endpoint;
+#[cfg(feature = "evaluators")]
+pub mod evaluate;
 pub mod host;
 #[cfg(feature = "http-client")]
 mod http_client;

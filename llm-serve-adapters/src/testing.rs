@@ -1,5 +1,6 @@
 //! Conformance suites: run them on implementations of your own (feature `testing`).
 
+pub mod evaluator;
 pub mod store;
 
 use std::fmt;

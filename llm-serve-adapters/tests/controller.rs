@@ -441,6 +441,50 @@ async fn a_plan_with_offline_gates_needs_an_evaluator() {
     assert_eq!(refused.unwrap_err(), SubmitError::NoEvaluator);
 }
 
+/// Says beforehand that it measures one thing.
+#[derive(Debug)]
+struct Toxicity;
+
+#[async_trait]
+impl llm_serve_adapters::host::Evaluator for Toxicity {
+    async fn evaluate(&self, _: &VersionId, _: &VersionId) -> Result<llm_gates::Measurements> {
+        Err(Error::transient("not now"))
+    }
+
+    fn measures(&self) -> Option<std::collections::BTreeSet<String>> {
+        Some(["toxicity".to_owned()].into())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_on_what_nothing_measures_is_refused_before_the_rollout_begins() {
+    let store = Cuttable::default();
+    let host = Host::with(&store, |builder| builder.evaluator(Toxicity)).await;
+    let mut spec = plan().spec().clone();
+    spec.pre_flight = Some(llm_rollout::plan::PreFlightSpec {
+        gates: llm_gates::GateTable::reference(),
+        deadline: Duration::from_secs(60),
+    });
+    let submit = async |spec: llm_rollout::plan::PlanSpec| {
+        let plan = spec.try_into().unwrap();
+        host.endpoint.submit(id("r1"), version(2), plan).await
+    };
+    let refused = submit(spec.clone()).await.unwrap_err();
+    let known = ["toxicity".to_owned()].into();
+    let metric = "win_rate".to_owned();
+    assert_eq!(refused, SubmitError::NotMeasured { metric, known });
+    let said = refused.to_string();
+    assert!(
+        said.contains("\"win_rate\", which nothing measures")
+            && said.contains("there are \"toxicity\""),
+        "{said}"
+    );
+    if let Some(pre_flight) = &mut spec.pre_flight {
+        pre_flight.gates.gates.truncate(1);
+    }
+    submit(spec).await.unwrap();
+}
+
 /// A second gateway, which can be cut off from the controller.
 #[derive(Debug, Clone)]
 struct Gateway {

@@ -122,6 +122,16 @@ impl ChatRequest {
         self
     }
 
+    /// With a message after the last one.
+    #[must_use]
+    pub fn then(mut self, role: Role, content: impl Into<String>) -> Self {
+        self.messages.push(Message {
+            role,
+            content: content.into(),
+        });
+        self
+    }
+
     /// At most this many tokens.
     #[must_use]
     pub fn max_tokens(mut self, tokens: u32) -> Self {
@@ -210,6 +220,8 @@ impl fmt::Debug for ChatReply {
 pub struct ChatClient {
     http: Http,
     upstream: Upstream,
+    /// The path before `/v1`.
+    root: String,
     models: Address,
     completions: Address,
     headers: HeaderMap,
@@ -301,6 +313,7 @@ impl ChatClient {
         Ok(Self {
             http,
             upstream: upstream.clone(),
+            root: root.to_owned(),
             models,
             completions,
             headers,
@@ -343,23 +356,7 @@ impl ChatClient {
             )));
         };
         let message = choice.message;
-        let wanted = self
-            .upstream
-            .answers_as
-            .as_deref()
-            .unwrap_or(&self.upstream.model);
-        match &wire.model {
-            Some(model) if model != wanted => {
-                return Err(Error::permanent(format!(
-                    "{} was asked for model {:?} and answers as {:?}: check what runs there, \
-                     or say with `answers_as` that this is right",
-                    self.completions,
-                    self.upstream.model,
-                    clip(model)
-                )));
-            }
-            _ => {}
-        }
+        self.check_model(wire.model.as_deref())?;
         Ok(ChatReply {
             text: message.content.unwrap_or_default(),
             reasoning: message
@@ -371,6 +368,41 @@ impl ChatClient {
             prompt_tokens: wire.usage.as_ref().and_then(|u| u.prompt_tokens),
             completion_tokens: wire.usage.as_ref().and_then(|u| u.completion_tokens),
         })
+    }
+
+    /// What another path of the same server answers. The path begins after the part of the address before `/v1`.
+    #[cfg(feature = "evaluators")]
+    pub(crate) async fn post<T: for<'de> Deserialize<'de>>(
+        &self,
+        path: &str,
+        what: &str,
+        body: &serde_json::Value,
+        within: Duration,
+    ) -> Result<T> {
+        let to = self.completions.with_path(&format!("{}{path}", self.root));
+        let reply = self
+            .ask(&to, Some(body.to_string().into_bytes()), within)
+            .await?;
+        self.parse(&to, what, &reply)
+    }
+
+    /// Checks that this is the model that was asked for, if the server says which it was.
+    pub(crate) fn check_model(&self, answered: Option<&str>) -> Result<()> {
+        let wanted = self
+            .upstream
+            .answers_as
+            .as_deref()
+            .unwrap_or(&self.upstream.model);
+        match answered {
+            Some(model) if model != wanted => Err(Error::permanent(format!(
+                "{} was asked for model {:?} and answers as {:?}: check what runs there, \
+                 or say with `answers_as` that this is right",
+                self.completions,
+                self.upstream.model,
+                clip(model)
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Checks that the server lists the model.

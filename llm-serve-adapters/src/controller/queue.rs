@@ -36,8 +36,17 @@ impl Controller {
                 Err(SubmitError::OtherCandidate(id.clone()))
             });
         }
-        if wanted.plan.spec().pre_flight.is_some() && self.parts.evaluator.is_none() {
-            return Ok(Err(SubmitError::NoEvaluator));
+        if let Some(pre_flight) = &wanted.plan.spec().pre_flight {
+            let Some(evaluator) = &self.parts.evaluator else {
+                return Ok(Err(SubmitError::NoEvaluator));
+            };
+            if let Some(known) = evaluator.measures() {
+                let mut gates = pre_flight.gates.gates.iter();
+                if let Some(gate) = gates.find(|gate| !known.contains(&gate.metric)) {
+                    let metric = gate.metric.clone();
+                    return Ok(Err(SubmitError::NotMeasured { metric, known }));
+                }
+            }
         }
         let watches = &wanted.plan.spec().watch;
         let missing = watches

@@ -3,6 +3,7 @@
 use crate::host::Error;
 use llm_rollout::{BadName, EndpointId, Rejected, RolloutId, RouterId};
 use llm_version_core::{Safety, VersionId};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Why there is no return.
@@ -128,6 +129,17 @@ pub enum SubmitError {
     /// The plan has pre-deployment gates, and nothing evaluates them.
     #[error("the plan has pre-deployment gates: give the endpoint an evaluator, or take them out")]
     NoEvaluator,
+    /// A pre-deployment gate looks at a metric that the evaluator does not measure.
+    #[error(
+        "a pre-deployment gate looks at {metric:?}, which nothing measures: correct its name (there are {}), or give the endpoint an evaluator for it",
+        quoted(.known)
+    )]
+    NotMeasured {
+        /// What the gate looks at.
+        metric: String,
+        /// What the evaluator measures.
+        known: BTreeSet<String>,
+    },
     /// A router cannot be trusted with a plan that advances by itself.
     #[error(
         "router {0} offers no fencing or no lease: such a router cannot take part in a rollout"
@@ -160,4 +172,16 @@ pub enum CommandError {
     /// The controller has stopped.
     #[error("the controller has stopped: {0}")]
     Stopped(String),
+}
+
+fn quoted(names: &BTreeSet<String>) -> String {
+    const MOST: usize = 50;
+    let mut out: Vec<_> = names.iter().take(MOST).map(|n| format!("{n:?}")).collect();
+    if names.len() > MOST {
+        out.push(format!("{} more", names.len() - MOST));
+    }
+    if out.is_empty() {
+        out.push("none".to_owned());
+    }
+    out.join(", ")
 }

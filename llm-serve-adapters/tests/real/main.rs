@@ -10,6 +10,7 @@
 )]
 
 mod alertmanager;
+mod evals;
 mod haproxy;
 mod llama;
 mod postgres;
