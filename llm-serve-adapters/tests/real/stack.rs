@@ -666,7 +666,12 @@ pub(crate) fn plan_with(serve: &[f64], more: &str) -> Plan {
     }
     for share in serve {
         // Few at the smallest shares, so that seconds are enough.
-        let samples = if *share < 5.0 { 2 } else { 6 };
+        let samples = match *share {
+            // At 100 % there is no baseline beside it, and so no sample.
+            100.0.. => 0,
+            5.0.. => 6,
+            _ => 2,
+        };
         text += &format!(
             "[[stages]]\nserve = {share:.1}\ndwell = \"1s\"\nlimit = \"10m\"\nmin_samples = {samples}\n"
         );
