@@ -49,6 +49,7 @@ mod json;
 mod key;
 mod observer;
 mod replay;
+mod scan;
 mod sse;
 #[cfg(test)]
 mod tests;
