@@ -64,7 +64,7 @@ pub use self::key::{
 pub use self::observer::{End, Observer};
 pub use self::replay::Replayed;
 
-use self::body::Watch;
+use self::body::{Shared, Watch};
 use self::key::Scratch;
 use crate::DataPlane;
 use crate::recorder::OutcomeClass;
@@ -76,7 +76,6 @@ use pin_project_lite::pin_project;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tower_layer::Layer;
@@ -88,7 +87,7 @@ pub const VERSION_HEADER: HeaderName = HeaderName::from_static("x-llm-version");
 /// Puts the data plane around a service: see the [module](self).
 #[derive(Clone)]
 pub struct RolloutLayer<K = PerRequest> {
-    plane: DataPlane,
+    plane: Arc<DataPlane>,
     key: K,
     policy: Option<Arc<PolicyOf>>,
     done_required: bool,
@@ -109,7 +108,7 @@ impl RolloutLayer {
     /// Around this data plane (or an endpoint's); assigns each request by itself until told by what: see [`Self::key`].
     pub fn new(plane: impl Into<DataPlane>) -> Self {
         Self {
-            plane: plane.into(),
+            plane: Arc::new(plane.into()),
             key: PerRequest,
             policy: None,
             done_required: true,
@@ -165,16 +164,26 @@ impl<S, K: Clone> Layer<S> for RolloutLayer<K> {
     fn layer(&self, inner: S) -> Self::Service {
         RolloutService {
             inner,
-            layer: self.clone(),
+            layer: Arc::new(self.clone()),
         }
     }
 }
 
 /// A service with the data plane around it: see [`RolloutLayer`].
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct RolloutService<S, K = PerRequest> {
     inner: S,
-    layer: RolloutLayer<K>,
+    // Hosts clone services with each connection and each request.
+    layer: Arc<RolloutLayer<K>>,
+}
+
+impl<S: Clone, K> Clone for RolloutService<S, K> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            layer: Arc::clone(&self.layer),
+        }
+    }
 }
 
 /// What was decided about a request; in its extensions.
@@ -182,8 +191,7 @@ pub struct RolloutService<S, K = PerRequest> {
 pub struct Assignment {
     decision: Decision,
     policy: TenantPolicy,
-    flags: Arc<AtomicU16>,
-    names: Arc<[String]>,
+    shared: Arc<Shared>,
 }
 
 /// In a response's extensions: another version than the one that was decided has served it.
@@ -208,11 +216,7 @@ impl Assignment {
 
     /// Raises a flag of the recorder on this request, until its reply has ended. `false`: there is no such flag.
     pub fn flag(&self, name: &str) -> bool {
-        let index = self.names.iter().position(|known| known == name);
-        if let Some(index) = index {
-            self.flags.fetch_or(1 << index, Ordering::Relaxed);
-        }
-        index.is_some()
+        self.shared.flag(name)
     }
 }
 
@@ -250,18 +254,15 @@ where
         let key = policy.key(key);
         let decision = plane.decide(&key, now);
         let ticket = plane.recorder.begin(decision, now);
-        let flags = Arc::new(AtomicU16::new(0));
-        let watch = Watch::new(plane.clone(), ticket, Arc::clone(&flags));
-        let names = plane.recorder.flag_names();
+        let shared = Shared::new(Arc::clone(plane));
         request.extensions_mut().insert(Assignment {
             decision,
             policy,
-            flags,
-            names,
+            shared: Arc::clone(&shared),
         });
         ResponseFuture {
             inner: self.inner.call(request),
-            watch: Some(watch),
+            watch: Some(Watch::new(shared, ticket)),
             version: decision.version(),
             done_required: self.layer.done_required,
             idle: self.layer.idle,

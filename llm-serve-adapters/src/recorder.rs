@@ -98,11 +98,6 @@ impl Recorder {
         &self.registry.flags
     }
 
-    #[cfg(feature = "tower")]
-    pub(crate) fn flag_names(&self) -> Arc<[String]> {
-        Arc::clone(&self.registry.flags)
-    }
-
     /// A request begins. Without lock, clock or (once the thread is warm) allocation.
     #[inline(always)]
     #[expect(

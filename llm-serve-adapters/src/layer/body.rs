@@ -5,7 +5,6 @@ use crate::DataPlane;
 use crate::recorder::Ticket;
 use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
-use llm_rollout::Timestamp;
 use pin_project_lite::pin_project;
 use std::fmt;
 use std::pin::Pin;
@@ -15,21 +14,44 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep};
 
+/// What those who know of a request share.
+pub(crate) struct Shared {
+    plane: Arc<DataPlane>,
+    flags: AtomicU16,
+}
+
+impl Shared {
+    pub(crate) fn new(plane: Arc<DataPlane>) -> Arc<Self> {
+        Arc::new(Self {
+            plane,
+            flags: AtomicU16::new(0),
+        })
+    }
+
+    /// Raises a flag of the recorder; whether there is such a flag.
+    pub(crate) fn flag(&self, name: &str) -> bool {
+        let flags = self.plane.recorder.flags();
+        let index = flags.iter().position(|known| known == name);
+        if let Some(index) = index {
+            self.flags.fetch_or(1 << index, Ordering::Relaxed);
+        }
+        index.is_some()
+    }
+}
+
 /// A request in flight; recorded once, at the latest when it is dropped.
 pub(crate) struct Watch {
-    plane: DataPlane,
+    shared: Arc<Shared>,
     ticket: Option<Ticket>,
-    flags: Arc<AtomicU16>,
     observer: Observer,
     bytes: u64,
 }
 
 impl Watch {
-    pub(crate) fn new(plane: DataPlane, ticket: Ticket, flags: Arc<AtomicU16>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, ticket: Ticket) -> Self {
         Self {
-            plane,
+            shared,
             ticket: Some(ticket),
-            flags,
             observer: Observer::awaiting(),
             bytes: 0,
         }
@@ -40,7 +62,8 @@ impl Watch {
             return;
         };
         self.bytes = self.bytes.saturating_add(data.remaining() as u64);
-        self.observer.frame(ticket, data, self.plane.router.now());
+        let now = self.shared.plane.router.now();
+        self.observer.frame(ticket, data, now);
     }
 
     fn is_stream(&self) -> bool {
@@ -54,11 +77,12 @@ impl Watch {
         };
         let class = self.observer.class(end);
         ticket.tokens(self.observer.tokens());
-        ticket.raise(self.flags.load(Ordering::Relaxed));
-        let now: Timestamp = self.plane.router.now();
+        let Shared { plane, flags } = &*self.shared;
+        ticket.raise(flags.load(Ordering::Relaxed));
+        let now = plane.router.now();
         let decision = ticket.decision();
         ticket.finish(class, now);
-        self.plane.observe(decision, class, now);
+        plane.observe(decision, class, now);
     }
 }
 
@@ -85,16 +109,55 @@ pin_project! {
         watch: Option<Watch>,
         // Hyper drops a body of known length without polling it to its end.
         length: Option<u64>,
-        idle: Option<Idle>,
+        idle: Option<Pin<Box<Idle>>>,
     }
 }
 
-/// How long a stream may say nothing, and when that is over.
-#[derive(Debug)]
-struct Idle {
-    limit: Duration,
-    until: Pin<Box<Sleep>>,
-    over: bool,
+pin_project! {
+    /// How long a stream may say nothing, and when that is over.
+    #[derive(Debug)]
+    struct Idle {
+        limit: Duration,
+        // Since when it says nothing.
+        since: Instant,
+        // It has said something since then.
+        heard: bool,
+        over: bool,
+        #[pin]
+        until: Sleep,
+    }
+}
+
+impl Idle {
+    fn new(limit: Duration) -> Self {
+        Self {
+            limit,
+            since: Instant::now(),
+            heard: false,
+            over: false,
+            until: sleep(limit),
+        }
+    }
+
+    /// Nothing has come: ready when that has been so for too long. Only here the clock is read, and only when the timer has run
+    /// out it is set again: not with every piece.
+    fn poll_over(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        if std::mem::take(this.heard) {
+            *this.since = Instant::now();
+        }
+        loop {
+            ready!(this.until.as_mut().poll(cx));
+            match this.since.checked_add(*this.limit) {
+                Some(end) if end > this.until.deadline() => this.until.as_mut().reset(end),
+                Some(_) => break,
+                // For longer than there are clocks.
+                None => return Poll::Pending,
+            }
+        }
+        *this.over = true;
+        Poll::Ready(())
+    }
 }
 
 impl<B: Body> ObservedBody<B> {
@@ -112,11 +175,8 @@ impl<B: Body> ObservedBody<B> {
             }
         }
         let streams = watch.as_ref().is_some_and(Watch::is_stream);
-        let idle = idle.filter(|_| streams).map(|limit| Idle {
-            limit,
-            until: Box::pin(sleep(limit)),
-            over: false,
-        });
+        let idle = idle.filter(|_| streams);
+        let idle = idle.map(|limit| Box::pin(Idle::new(limit)));
         Self {
             inner,
             watch,
@@ -138,22 +198,19 @@ impl<B: Body> Body for ObservedBody<B> {
         if this.idle.as_ref().is_some_and(|idle| idle.over) {
             return Poll::Ready(None);
         }
-        let frame = match (this.inner.as_mut().poll_frame(cx), this.idle.as_mut()) {
-            (Poll::Pending, Some(idle)) => {
-                ready!(idle.until.as_mut().poll(cx));
-                idle.over = true;
-                if let Some(watch) = this.watch {
-                    watch.end(End::Idle);
-                }
-                return Poll::Ready(None);
+        let Poll::Ready(frame) = this.inner.as_mut().poll_frame(cx) else {
+            let Some(idle) = this.idle else {
+                return Poll::Pending;
+            };
+            ready!(idle.as_mut().poll_over(cx));
+            if let Some(watch) = this.watch {
+                watch.end(End::Idle);
             }
-            (Poll::Ready(frame), Some(idle)) => {
-                let until = Instant::now() + idle.limit;
-                idle.until.as_mut().reset(until);
-                frame
-            }
-            (frame, None) => ready!(frame),
+            return Poll::Ready(None);
         };
+        if let Some(idle) = this.idle {
+            *idle.as_mut().project().heard = true;
+        }
         let Some(watch) = this.watch else {
             return Poll::Ready(frame);
         };

@@ -5,7 +5,7 @@ use super::replay::Replayed;
 use super::{Assignment, ServedBy, by_status};
 use crate::DataPlane;
 use crate::recorder::OutcomeClass;
-use crate::router::{Key, Pin, Role, VersionSlot};
+use crate::router::{InProcessRouter, Key, Pin, Role, VersionSlot};
 use bytes::Buf as _;
 use http::{Request, Response};
 use http_body::Body;
@@ -13,6 +13,7 @@ use pin_project_lite::pin_project;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin as Pinned;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Sleep, sleep};
@@ -45,7 +46,7 @@ use tower_service::Service;
 /// ```
 #[derive(Clone)]
 pub struct FailOver<C> {
-    plane: DataPlane,
+    router: Arc<InProcessRouter>,
     copy: C,
     patience: Option<Duration>,
     hold: usize,
@@ -56,7 +57,7 @@ impl<C> FailOver<C> {
     /// On this data plane (or an endpoint's); `copy` copies a request, or says that it must not be sent twice.
     pub fn new(plane: impl Into<DataPlane>, copy: C) -> Self {
         Self {
-            plane: plane.into(),
+            router: plane.into().router,
             copy,
             patience: None,
             hold: 64 << 10,
@@ -133,7 +134,7 @@ where
             .cloned();
         let second = assigned.and_then(|mut assigned| {
             let mut copy = (self.layer.copy)(&request)?;
-            let router = &self.layer.plane.router;
+            let router = &self.layer.router;
             let baseline = Key::session(&[]).pinned(Pin::Baseline);
             assigned.decision = router.decide(&baseline, router.now());
             let elsewhere = assigned.decision.slot();

@@ -14,6 +14,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use llm_rollout::RouterId;
 use std::future::{Ready, ready as done};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 struct World {

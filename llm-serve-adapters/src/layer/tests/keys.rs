@@ -4,6 +4,7 @@ use super::*;
 use base64::Engine as _;
 use proptest::prelude::*;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU16;
 
 /// Which side each session of this name gets, as the router itself says.
 fn side(world: &World, session: &str) -> Role {
