@@ -3,7 +3,7 @@
 use super::histogram::{self, BUCKETS};
 use crate::router::Decision;
 use crate::sync::{AtomicU64, Ordering, fence, sized, spin_loop, yield_now};
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::time::Duration;
 
 pub(crate) const ASSIGNED: usize = 0;
@@ -133,6 +133,33 @@ pub(crate) struct Cell {
     words: [AtomicU64; WORDS],
 }
 
+/// A write in progress: see [`Cell::write`]. Not a closure's, since those that are called do not keep values in registers.
+pub(crate) struct Write<'c> {
+    cell: &'c Cell,
+    after: u64,
+}
+
+impl Deref for Write<'_> {
+    type Target = Cell;
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it is nothing")]
+    fn deref(&self) -> &Cell {
+        self.cell
+    }
+}
+
+impl Drop for Write<'_> {
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    fn drop(&mut self) {
+        self.cell.sequence.store(self.after, Ordering::Release);
+    }
+}
+
 /// No decision's subject: its epoch is the last, and its role is not left out.
 const NOTHING: u64 = u64::MAX;
 /// How often a reader tries before it gives up; it lets others run in between.
@@ -161,12 +188,11 @@ impl Cell {
 
     /// Makes it about this, forgetting what it has counted. Only its writer calls it.
     pub(crate) fn recycle(&self, decision: Decision) {
-        self.write(|cell| {
-            cell.subject.store(decision.subject(), Ordering::Relaxed);
-            for word in &cell.words {
-                word.store(0, Ordering::Relaxed);
-            }
-        });
+        let cell = self.write();
+        cell.subject.store(decision.subject(), Ordering::Relaxed);
+        for word in &cell.words {
+            word.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Requests that have begun, and ended, the end first: what ends in between is still in flight then, never negative.
@@ -176,20 +202,21 @@ impl Cell {
         (self.words[ASSIGNED].load(Ordering::Acquire), ended)
     }
 
-    /// One write, whole for readers. Only its writer calls it.
+    /// One write, whole for readers, until what comes back is dropped. Only its writer calls it.
     #[inline(always)]
     #[expect(
         clippy::inline_always,
         reason = "measured: a call, or a value that goes through memory, costs as much as the work"
     )]
-    pub(crate) fn write(&self, change: impl FnOnce(&Self)) {
+    pub(crate) fn write(&self) -> Write<'_> {
         let sequence = self.sequence.load(Ordering::Relaxed);
         self.sequence
             .store(sequence.wrapping_add(1), Ordering::Relaxed);
         fence(Ordering::Release);
-        change(self);
-        self.sequence
-            .store(sequence.wrapping_add(2), Ordering::Release);
+        Write {
+            cell: self,
+            after: sequence.wrapping_add(2),
+        }
     }
 
     /// Adds to one word. Only its writer calls it; what belongs together, within [`Self::write`].
@@ -209,11 +236,10 @@ impl Cell {
 
     /// Adds everything that another cell holds. Only its writer calls it.
     pub(crate) fn absorb(&self, other: &Totals) {
-        self.write(|cell| {
-            for (index, by) in other.words.iter().enumerate().filter(|(_, by)| **by > 0) {
-                cell.bump(index, *by);
-            }
-        });
+        let cell = self.write();
+        for (index, by) in other.words.iter().enumerate().filter(|(_, by)| **by > 0) {
+            cell.bump(index, *by);
+        }
     }
 
     /// What it is about (its kind left out) and holds, as of between two writes; none if it has never been used.
@@ -257,7 +283,7 @@ mod tests {
         for epoch in [0, 4, Decision::LAST_EPOCH] {
             assert!(!cell.is_about(about(epoch)));
             cell.recycle(about(epoch));
-            cell.write(|c| c.bump(ASSIGNED, 2));
+            cell.write().bump(ASSIGNED, 2);
             assert!(cell.is_about(about(epoch)));
             let (found, totals) = cell.read().unwrap().unwrap();
             assert_eq!((found.epoch().get(), totals.get(ASSIGNED)), (epoch, 2));
@@ -286,11 +312,11 @@ mod tests {
             });
             let begun = std::time::Instant::now();
             while read.load(Ordering::Relaxed) < 1_000 && begun.elapsed().as_secs() < 30 {
-                cell.write(|c| {
-                    c.bump(DURATION + 7, 1);
-                    c.bump(FLAGS + 15, 1);
-                    c.bump(CLASSES, 1);
-                });
+                let write = cell.write();
+                write.bump(DURATION + 7, 1);
+                write.bump(FLAGS + 15, 1);
+                write.bump(CLASSES, 1);
+                drop(write);
                 for _ in 0..200 {
                     spin_loop();
                 }

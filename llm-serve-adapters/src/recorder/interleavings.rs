@@ -29,11 +29,11 @@ fn read() {
             assert!(found == [0; 3] || found == [1; 3], "{found:?}");
         }
     });
-    cell.write(|cell| {
-        cell.bump(CLASSES, 1);
-        cell.bump(TOKENS, 1);
-        cell.bump(DURATION, 1);
-    });
+    let write = cell.write();
+    write.bump(CLASSES, 1);
+    write.bump(TOKENS, 1);
+    write.bump(DURATION, 1);
+    drop(write);
     reader.join().unwrap();
     let (_, totals) = cell.read().unwrap().unwrap();
     assert_eq!(totals.get(TOKENS), 1);
@@ -73,8 +73,8 @@ fn two_writers_at_once_are_found() {
         let cell = Arc::new(Cell::new());
         cell.recycle(decision(1));
         let other = Arc::clone(&cell);
-        let other = thread::spawn(move || other.write(|cell| cell.bump(CLASSES, 1)));
-        cell.write(|cell| cell.bump(CLASSES, 1));
+        let other = thread::spawn(move || other.write().bump(CLASSES, 1));
+        cell.write().bump(CLASSES, 1);
         other.join().unwrap();
         assert_eq!(cell.read().unwrap().unwrap().1.get(CLASSES), 2);
     };

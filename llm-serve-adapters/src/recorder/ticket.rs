@@ -260,7 +260,7 @@ impl Ticket {
         })
         .is_none()
         {
-            close_elsewhere(request, class, Some(now));
+            close_elsewhere(request.apart(), class, Some(now));
         }
     }
 
@@ -275,12 +275,45 @@ impl Ticket {
         if shard.recorder == request.recorder {
             request.close(shard, outcome.class, Some(now));
         } else {
-            close_anywhere(request, outcome.class, Some(now));
+            close_anywhere(request.apart(), outcome.class, Some(now));
         }
     }
 }
 
 impl Request {
+    /// The same, made anew, for a function that is called: what itself goes to one has to be in memory from its beginning.
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    fn apart(&self) -> Self {
+        let Self {
+            recorder,
+            decision,
+            begun,
+            first,
+            tokens,
+            pieces,
+            piece,
+            gap,
+            flags,
+            place,
+        } = *self;
+        Self {
+            recorder,
+            decision,
+            begun,
+            first,
+            tokens,
+            pieces,
+            piece,
+            gap,
+            flags,
+            place,
+        }
+    }
+
     /// `now`: none for one that was dropped, of which nobody knows how long it took.
     #[inline(always)]
     #[expect(
@@ -302,27 +335,26 @@ impl Request {
             (OutcomeClass::ClientCancel, None) => OutcomeClass::EARLY_CANCEL,
             _ => class.index(),
         };
-        cell.write(|cell| {
-            cell.bump(CLASSES + class, 1);
-            match (first, whole) {
-                (Some(first), _) => cell.bump(FIRST + first, 1),
-                (None, Some(whole)) => cell.bump(VAIN + whole, 1),
-                (None, None) => {}
-            }
-            if let Some(whole) = whole {
-                cell.bump(DURATION + whole, 1);
-            }
-            cell.bump(TOKENS, self.tokens);
-            if let (Some(first), 1..) = (self.first, self.pieces) {
-                // (last - first) / (n - 1) with n tokens, or pieces where nobody counted.
-                let between = self.tokens.saturating_sub(1).max(self.pieces);
-                let span = self.piece.as_millis().saturating_sub(first.as_millis());
-                pace(cell, span, between, self.gap);
-            }
-            if self.flags != 0 {
-                raise(cell, self.flags);
-            }
-        });
+        let cell = cell.write();
+        cell.bump(CLASSES + class, 1);
+        match (first, whole) {
+            (Some(first), _) => cell.bump(FIRST + first, 1),
+            (None, Some(whole)) => cell.bump(VAIN + whole, 1),
+            (None, None) => {}
+        }
+        if let Some(whole) = whole {
+            cell.bump(DURATION + whole, 1);
+        }
+        cell.bump(TOKENS, self.tokens);
+        if let (Some(first), 1..) = (self.first, self.pieces) {
+            // (last - first) / (n - 1) with n tokens, or pieces where nobody counted.
+            let between = self.tokens.saturating_sub(1).max(self.pieces);
+            let span = self.piece.as_millis().saturating_sub(first.as_millis());
+            pace(&cell, span, between, self.gap);
+        }
+        if self.flags != 0 {
+            raise(&cell, self.flags);
+        }
     }
 }
 
