@@ -22,6 +22,7 @@ mod metrics;
 mod proxy;
 
 use args::{Args, Served};
+use axum::serve::ListenerExt as _;
 use llm_serve_adapters::apply::Profiles;
 use llm_serve_adapters::layer::{FailOver, KeySource as _, RolloutLayer, from_fn, header};
 use llm_serve_adapters::router::{Key, VersionSlot};
@@ -133,6 +134,8 @@ async fn run() -> Result<()> {
         TcpListener::bind(args.admin).await?,
     );
     println!("clients: http://{}", public.local_addr()?);
+    // Else the kernel holds tokens back until the client has acknowledged those before.
+    let public = public.tap_io(|stream| drop(stream.set_nodelay(true)));
     println!("admin: http://{}", private.local_addr()?);
     let admin = admin::app(admin::Desk {
         endpoint,

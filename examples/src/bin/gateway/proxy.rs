@@ -119,9 +119,11 @@ pub(crate) struct Upstreams {
 
 impl Upstreams {
     pub(crate) fn new(profiles: Profiles) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
         Self {
             profiles: Arc::new(profiles),
-            client: Client::builder(TokioExecutor::new()).build_http(),
+            client: Client::builder(TokioExecutor::new()).build(connector),
         }
     }
 
