@@ -7,12 +7,13 @@ use crate::measure::{Design, allocations, interleave};
 use crate::routing::absolute;
 use crate::{Error, Scale, gateway};
 use bytes::Bytes;
-use http::{Request, Response, header};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use http_body_util::StreamBody;
 use llm_serve_adapters::DataPlane;
-use llm_serve_adapters::layer::{KeySource as _, RolloutLayer, header as key_header};
+use llm_serve_adapters::layer::{End, KeySource, Observer, RolloutLayer, header as key_header};
 use llm_serve_adapters::recorder::Recorder;
+use llm_serve_adapters::router::Key;
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::hint::black_box;
@@ -162,17 +163,66 @@ where
     held
 }
 
+fn plane() -> Result<DataPlane, Error> {
+    let recorder = Recorder::new(["bad_format"])?;
+    Ok(DataPlane::new(
+        Arc::new(data::router(5.0)?),
+        Arc::new(recorder),
+    ))
+}
+
+fn by_session(plane: &DataPlane) -> RolloutLayer<impl KeySource + Clone + use<>> {
+    RolloutLayer::new(plane).key(key_header("x-session-id").or_request())
+}
+
+/// Sends so many requests (in fours) through the layer, or past it, and reads their replies of 50 events.
+///
+/// # Errors
+/// The layer cannot be set up.
+pub fn reply(layered: bool, times: usize) -> Result<(), Error> {
+    let (keys, bare) = (data::keys(), Streams::new());
+    if layered {
+        requests(
+            &by_session(&plane()?).layer(bare),
+            &keys,
+            times.div_ceil(PASS),
+        );
+    } else {
+        requests(&bare, &keys, times.div_ceil(PASS));
+    }
+    Ok(())
+}
+
+/// Shows so many events with a token to an observer, as the layer does with each, the time given.
+///
+/// # Errors
+/// The router or the recorder cannot be set up.
+pub fn observe(times: usize) -> Result<(), Error> {
+    let (plane, events) = (plane()?, events());
+    let now = plane.router.now();
+    let key = Key::session(b"session");
+    let mut ticket = plane.recorder.begin(plane.decide(&key, now), now);
+    let headers = [(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/event-stream"),
+    )];
+    let mut observer = Observer::new(StatusCode::OK, &HeaderMap::from_iter(headers));
+    let tokens = events.iter().take(EVENTS - 2);
+    for event in tokens.cycle().take(times) {
+        observer.data(&mut ticket, black_box(event), now);
+    }
+    observer.finish(ticket, End::Complete, now);
+    Ok(())
+}
+
 /// Measures the group.
 ///
 /// # Errors
 /// A design cannot be set up.
 pub fn run(_: Scale) -> Result<Vec<Figure>, Error> {
     let keys = data::keys();
-    let recorder = Recorder::new(["bad_format"])?;
-    let plane = DataPlane::new(Arc::new(data::router(5.0)?), Arc::new(recorder));
     let bare = Streams::new();
-    let layered = RolloutLayer::new(&plane).key(key_header("x-session-id").or_request());
-    let layered = layered.layer(bare.clone());
+    let layered = by_session(&plane()?).layer(bare.clone());
     let designs = [
         Design::new(
             "reply of 50 events, without the layer",

@@ -132,14 +132,14 @@ impl Timing {
 }
 
 #[cfg(target_os = "linux")]
-type Processors = Option<rustix::thread::CpuSet>;
+pub(crate) type Processors = Option<rustix::thread::CpuSet>;
 #[cfg(not(target_os = "linux"))]
-type Processors = ();
+pub(crate) type Processors = ();
 
 /// Keeps the calling thread to the n-th of the processors that it may use, so that two threads do not share one; what it could
 /// use before. Without an effect where that is not possible.
 #[cfg(target_os = "linux")]
-fn pin(n: usize) -> Processors {
+pub(crate) fn pin(n: usize) -> Processors {
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
     let before = sched_getaffinity(None).ok()?;
     let nth = (0..CpuSet::MAX_CPU)
@@ -155,7 +155,7 @@ fn pin(n: usize) -> Processors {
 fn pin(_: usize) -> Processors {}
 
 #[cfg(target_os = "linux")]
-fn unpin(before: Processors) {
+pub(crate) fn unpin(before: Processors) {
     if let Some(before) = before {
         // At worst the rest of the report runs on one processor, and says so.
         let _ = rustix::thread::sched_setaffinity(None, &before);
@@ -163,7 +163,7 @@ fn unpin(before: Processors) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn unpin((): Processors) {}
+pub(crate) fn unpin((): Processors) {}
 
 /// Both threads have come to the same point.
 fn meet(gate: &AtomicUsize, meetings: &mut usize) {

@@ -1,5 +1,6 @@
-//! Does one piece of the request path many times, for a tool that counts instructions: `guard decide|record|record-local N`.
+//! Does one piece of the request path many times, for a tool that counts instructions: `guard WHAT N`.
 
+use benches::layer::{observe, reply};
 use benches::recording::{record, record_local, samples};
 use benches::{Error, data};
 use llm_serve_adapters::recorder::Recorder;
@@ -9,7 +10,7 @@ use std::hint::black_box;
 fn main() -> Result<(), Error> {
     let mut arguments = std::env::args().skip(1);
     let (Some(what), Some(times)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: guard decide|record|record-local N".into());
+        return Err("usage: guard decide|record|record-local|event|reply|bare-reply N".into());
     };
     let times: usize = times.parse()?;
     match what.as_str() {
@@ -33,6 +34,9 @@ fn main() -> Result<(), Error> {
                 record_local(&local, black_box(sample));
             }
         }
+        "event" => observe(times)?,
+        "reply" => reply(true, times)?,
+        "bare-reply" => reply(false, times)?,
         other => return Err(format!("cannot do {other:?}: see the usage").into()),
     }
     Ok(())
