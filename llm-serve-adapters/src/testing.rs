@@ -1,5 +1,6 @@
 //! Conformance suites: run them on implementations of your own (feature `testing`).
 
+pub mod backend;
 pub mod evaluator;
 pub mod store;
 
@@ -30,4 +31,12 @@ fn ensure(rule: &'static str, holds: bool, found: impl fmt::Debug) -> Result<(),
             found: format!("{found:?}"),
         })
     }
+}
+
+/// What it gave; otherwise the rule is broken.
+fn accepted<T, E: fmt::Debug>(rule: &'static str, outcome: Result<T, E>) -> Result<T, Violation> {
+    outcome.map_err(|e| Violation {
+        rule,
+        found: format!("{e:?}"),
+    })
 }

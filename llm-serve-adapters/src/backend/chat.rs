@@ -1,9 +1,11 @@
 //! A client for chat completions of one model on one server.
 
+use super::identity::Golden;
 use crate::host::{Error, ErrorKind, Result};
 use crate::http_client::{Address, Call, Http, Reply, bearer, clip, refusal};
 use reqwest::header::HeaderMap;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::fmt;
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ pub struct Upstream {
     model: String,
     answers_as: Option<String>,
     api_key: Option<String>,
+    golden: Vec<Golden>,
 }
 
 impl Upstream {
@@ -29,6 +32,7 @@ impl Upstream {
             model: model.into(),
             answers_as: None,
             api_key: None,
+            golden: Vec::new(),
         }
     }
 
@@ -45,6 +49,14 @@ impl Upstream {
         self.answers_as = Some(model.into());
         self
     }
+
+    /// What the version's own model answers, by which it is told from others before it may serve. Any number of them, all of which
+    /// must hold.
+    #[must_use]
+    pub fn golden(mut self, golden: Golden) -> Self {
+        self.golden.push(golden);
+        self
+    }
 }
 
 impl fmt::Debug for Upstream {
@@ -54,6 +66,7 @@ impl fmt::Debug for Upstream {
             .field("model", &self.model)
             .field("answers_as", &self.answers_as)
             .field("api_key", &self.api_key.as_ref().map(|_| "..."))
+            .field("golden", &self.golden.len())
             .finish_non_exhaustive()
     }
 }
@@ -91,6 +104,7 @@ pub struct ChatRequest {
     max_tokens: Option<u32>,
     temperature: Option<f64>,
     seed: Option<u64>,
+    fields: Map<String, Value>,
 }
 
 impl ChatRequest {
@@ -105,6 +119,7 @@ impl ChatRequest {
             max_tokens: None,
             temperature: None,
             seed: None,
+            fields: Map::new(),
         }
     }
 
@@ -152,6 +167,13 @@ impl ChatRequest {
         self.seed = Some(seed);
         self
     }
+
+    /// With a field that only some servers know, such as `cache_prompt` or `lora` of llama.cpp.
+    #[must_use]
+    pub fn field(mut self, name: impl Into<String>, value: Value) -> Self {
+        self.fields.insert(name.into(), value);
+        self
+    }
 }
 
 impl fmt::Debug for ChatRequest {
@@ -161,6 +183,7 @@ impl fmt::Debug for ChatRequest {
             .field("max_tokens", &self.max_tokens)
             .field("temperature", &self.temperature)
             .field("seed", &self.seed)
+            .field("fields", &self.fields.len())
             .finish()
     }
 }
@@ -238,6 +261,8 @@ struct WireRequest<'a> {
     temperature: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     seed: Option<u64>,
+    #[serde(flatten)]
+    fields: &'a Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -320,6 +345,41 @@ impl ChatClient {
         })
     }
 
+    /// What the version's own model answers.
+    pub(super) fn golden(&self) -> &[Golden] {
+        &self.upstream.golden
+    }
+
+    /// Asks the same server for something else.
+    #[cfg(feature = "llama-cpp")]
+    pub(super) fn elsewhere(&self, path: &str, query: &[(&str, &str)]) -> Address {
+        let root = self.models.path().strip_suffix("/v1/models").unwrap_or("");
+        let to = self.models.with_path(&format!("{root}{path}"));
+        if query.is_empty() {
+            to
+        } else {
+            to.with_query(query)
+        }
+    }
+
+    /// The reply to that, whatever its status.
+    #[cfg(feature = "llama-cpp")]
+    pub(super) async fn raw(
+        &self,
+        to: &Address,
+        json: Option<Vec<u8>>,
+        timeout: Duration,
+    ) -> Result<Reply> {
+        let call = Call {
+            to,
+            headers: self.headers.clone(),
+            json,
+            timeout,
+            limit: REPLY,
+        };
+        self.http.send(call).await
+    }
+
     /// The model name that is asked for.
     pub fn model(&self) -> &str {
         &self.upstream.model
@@ -336,6 +396,7 @@ impl ChatClient {
             max_tokens,
             temperature,
             seed,
+            fields,
         } = request;
         let wire = WireRequest {
             model: &self.upstream.model,
@@ -344,6 +405,7 @@ impl ChatClient {
             max_tokens: *max_tokens,
             temperature: *temperature,
             seed: *seed,
+            fields,
         };
         let json = serde_json::to_vec(&wire)
             .map_err(|e| Error::permanent("the request cannot be written as JSON").because(e))?;
@@ -376,7 +438,7 @@ impl ChatClient {
         &self,
         path: &str,
         what: &str,
-        body: &serde_json::Value,
+        body: &Value,
         within: Duration,
     ) -> Result<T> {
         let to = self.completions.with_path(&format!("{}{path}", self.root));
@@ -467,11 +529,9 @@ impl ChatClient {
         what: &str,
         reply: &Reply,
     ) -> Result<T> {
-        let error = match serde_json::from_slice::<serde_json::Value>(&reply.body) {
+        let error = match serde_json::from_slice::<Value>(&reply.body) {
             Ok(value) if value.get("error").is_some_and(|e| !e.is_null()) => {
-                let code = value
-                    .pointer("/error/code")
-                    .and_then(serde_json::Value::as_u64);
+                let code = value.pointer("/error/code").and_then(Value::as_u64);
                 let kind = match code
                     .and_then(|code| u16::try_from(code).ok())
                     .and_then(refusal)
@@ -500,14 +560,14 @@ impl ChatClient {
     }
 
     /// What the server says about an error, cut short and without the key.
-    fn said(&self, body: &[u8]) -> String {
-        let value: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    pub(super) fn said(&self, body: &[u8]) -> String {
+        let value: Option<Value> = serde_json::from_slice(body).ok();
         let text = value.as_ref().and_then(|value| {
             let error = value.get("error").unwrap_or(value);
             error
                 .get("message")
                 .or(Some(error))
-                .and_then(serde_json::Value::as_str)
+                .and_then(Value::as_str)
                 .map(str::to_owned)
         });
         let text = text.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
@@ -515,6 +575,12 @@ impl ChatClient {
             Some(key) if !key.is_empty() => clip(&text.replace(key, "...")),
             _ => clip(&text),
         }
+    }
+}
+
+impl PartialEq for ChatClient {
+    fn eq(&self, other: &Self) -> bool {
+        self.upstream == other.upstream
     }
 }
 

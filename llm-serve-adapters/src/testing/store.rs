@@ -1,10 +1,9 @@
 //! What every [`StateStore`] must do.
 
-use super::{Violation, ensure};
+use super::{Violation, accepted, ensure};
 use crate::host::{ErrorKind, Owned, Page, Result as HostResult, StateStore};
 use llm_rollout::{EndpointId, Epoch, Fence, RouterId, Seq, Split};
 use llm_version_core::VersionId;
-use std::fmt::Debug;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -494,13 +493,6 @@ async fn log(store: &dyn StateStore, e: &EndpointId) -> Result<Vec<Vec<u8>>, Vio
             return Ok(found);
         }
     }
-}
-
-fn accepted<T, E: Debug>(rule: &'static str, outcome: Result<T, E>) -> Result<T, Violation> {
-    outcome.map_err(|e| Violation {
-        rule,
-        found: format!("{e:?}"),
-    })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "called on the call itself")]

@@ -13,7 +13,7 @@
 //! let tally = users.finish().await;
 //! ```
 
-use crate::process::{PATIENCE, Process, free_port, http, ready};
+use crate::process::{PATIENCE, Process, free_port, ready};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -144,17 +144,6 @@ impl Llama {
     /// The program: stop it, kill it.
     pub(crate) fn process(&mut self) -> &mut Process {
         &mut self.process
-    }
-
-    /// Requests that it is working on, or has put off; none if it does not say.
-    pub(crate) async fn running(&self) -> Option<u64> {
-        let (status, text) = http(self.port, "GET", "/metrics", "").await?;
-        let value = |name: &str| {
-            let mut lines = text.lines().filter_map(|line| line.strip_prefix(name));
-            lines.next()?.trim().parse::<u64>().ok()
-        };
-        let running = value("llamacpp:requests_processing ")?;
-        (status == 200).then_some(running + value("llamacpp:requests_deferred ")?)
     }
 }
 
@@ -451,6 +440,14 @@ pub(crate) async fn send(
     Ok(sender.send_request(request).await?)
 }
 
+/// Asks for a stream of exactly so many tokens.
+pub(crate) fn long(tokens: u32) -> Value {
+    json!({
+        "model": "chat", "messages": [{"role": "user", "content": "Tell me a long story."}],
+        "max_tokens": tokens, "ignore_eos": true, "temperature": 0, "seed": 1, "stream": true,
+    })
+}
+
 /// How users behave.
 #[derive(Clone)]
 pub(crate) struct Manner {
@@ -637,6 +634,11 @@ pub(crate) fn plan(serve: &[f64]) -> Plan {
 
 /// The same with more lines before its stages, such as other triggers.
 pub(crate) fn plan_with(serve: &[f64], more: &str) -> Plan {
+    plan_of(serve, &["faults", "off_topic"], more)
+}
+
+/// The same, which watches these alone.
+pub(crate) fn plan_of(serve: &[f64], watched: &[&str], more: &str) -> Plan {
     let mut text = format!(
         r#"
         alpha = 0.05
@@ -645,22 +647,22 @@ pub(crate) fn plan_with(serve: &[f64], more: &str) -> Plan {
         [metrics]
         faults = {{ fault = {{}} }}
         off_topic = {{ flag = "off_topic" }}
-        [[gates]]
-        metric = "faults"
-        weight = 0.5
-        [[gates]]
-        metric = "off_topic"
-        weight = 0.5
         [recovery]
         drain = "2m"
         [lease]
         ttl = "2m"
         renew_every = "2s"
+        lapses = 50
+        longest_lapse = "1h"
         [outcomes]
         shift = "2m"
         {more}
         "#
     );
+    for metric in watched {
+        let weight = 1.0 / watched.len() as f64;
+        text += &format!("[[gates]]\nmetric = \"{metric}\"\nweight = {weight}\n");
+    }
     if !more.contains("[triggers]") {
         text += "[triggers]\ncandidate_silent = \"3m\"\nno_verdict = \"5m\"\n";
     }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::backend::{ChatRequest, Golden, OtherModel};
 use crate::host::ErrorKind;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -6,6 +7,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use llm_rollout::{Fence, Seq};
 use serde_json::{Value, json};
+use std::sync::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
@@ -438,4 +440,82 @@ async fn a_completion_tells_what_the_server_told() {
         !shown.contains("Paris") && !shown.contains("France"),
         "{shown}"
     );
+}
+
+#[tokio::test]
+async fn another_model_under_the_right_name_is_told_by_its_golden_generation() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let address = server(move |request| {
+        seen.lock().unwrap().push(request);
+        says(" 1. Red\n2. Blue ")
+    })
+    .await;
+    let prepare = async |golden: Golden| {
+        let upstream = Upstream::new(&address, "chat-v2").golden(golden);
+        let backend = OpenAiBackend::builder().upstream(version('2'), upstream);
+        let backend = backend.build().unwrap();
+        backend.prepare(&version('2'), at(1, 1)).await
+    };
+    let golden = Golden::new("Name colors.", "1. Red\n2. Blue").max_tokens(12);
+    prepare(golden.clone().system("Be brief.")).await.unwrap();
+    let wanted = json!({
+        "model": "chat-v2", "stream": false, "max_tokens": 12, "temperature": 0.0, "seed": 1,
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name colors."}]
+    });
+    assert_eq!(asked.lock().unwrap().last(), Some(&wanted));
+    prepare(Golden::new("Name colors.", "Red").or("1. Red\n2. Blue"))
+        .await
+        .unwrap();
+    let error = prepare(Golden::new("Name colors.", "Red"))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permanent);
+    let source = std::error::Error::source(&error).unwrap();
+    let other: &OtherModel = source.downcast_ref().unwrap();
+    assert_eq!(
+        (other.expected.as_str(), other.said.as_str()),
+        ("Red", "1. Red 2. Blue")
+    );
+    assert_eq!(other.version, version('2'));
+    assert!(error.to_string().contains("is not what runs"), "{error}");
+}
+
+#[tokio::test]
+async fn a_golden_generation_is_recorded_where_the_answer_is_always_the_same() {
+    let address = server(|_| says("Paris")).await;
+    let within = Duration::from_secs(5);
+    let client = ChatClient::new(&Upstream::new(&address, "chat-v2")).unwrap();
+    let golden = Golden::record(&client, "Capital of France?", 4, within)
+        .await
+        .unwrap();
+    assert_eq!(
+        golden,
+        Golden::new("Capital of France?", "Paris").max_tokens(4)
+    );
+    let kept = serde_json::to_string(&golden).unwrap();
+    assert_eq!(serde_json::from_str::<Golden>(&kept).unwrap(), golden);
+    let count = Arc::new(Mutex::new(0));
+    let address = server(move |_| {
+        let mut count = count.lock().unwrap();
+        *count += 1;
+        says(&count.to_string())
+    })
+    .await;
+    let client = ChatClient::new(&Upstream::new(&address, "chat-v2")).unwrap();
+    let error = Golden::record(&client, "Count.", 4, within)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("take another prompt"), "{error}");
+}
+
+#[cfg(feature = "testing")]
+#[tokio::test]
+async fn it_conforms() {
+    let address = server(|_| says("Hello")).await;
+    let (known, unknown) = (version('2'), version('9'));
+    let within = Duration::from_secs(60);
+    crate::testing::backend::suite(&backend(&address), &known, &unknown, within)
+        .await
+        .unwrap();
 }
