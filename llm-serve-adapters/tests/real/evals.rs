@@ -1,6 +1,6 @@
 //! Evaluators on real models of a real llama-server: one as published, the same in another quantisation, and one with noise in its weights.
 
-use crate::process::{Process, free_port, ready};
+use crate::stack::{Llama, env, version};
 use llm_gates::{Action, Bound, Criterion, GateTable, Measurements, TableGate, Threshold, Verdict};
 use llm_serve_adapters::backend::{ChatClient, Upstream};
 use llm_serve_adapters::evaluate::{
@@ -9,8 +9,6 @@ use llm_serve_adapters::evaluate::{
 };
 use llm_serve_adapters::host::{ErrorKind, Evaluator};
 use llm_serve_adapters::testing;
-use llm_version_core::VersionId;
-use std::path::Path;
 use std::time::Duration;
 
 /// What even so small a model knows.
@@ -33,66 +31,34 @@ const TEXTS: [&str; 4] = [
 
 /// The three models, each on its own server.
 struct Engines {
-    _running: Vec<Process>,
-    ports: Vec<u16>,
+    running: Vec<Llama>,
     _folder: tempfile::TempDir,
 }
 
 const NAMES: [&str; 3] = ["v1", "v2", "bad"];
 
-fn given(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: e2e/run evals sets it"))
-}
-
 impl Engines {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let libraries = format!("LD_LIBRARY_PATH={}", given("LLM_E2E_LLAMA_LIBRARIES"));
-        let (server, models) = (given("LLM_E2E_LLAMA_SERVER"), given("LLM_E2E_MODELS"));
-        let (mut running, mut ports) = (Vec::new(), Vec::new());
+        let mut running = Vec::new();
         for name in NAMES {
-            let own = folder.path().join(name);
-            std::fs::create_dir(&own).unwrap();
-            let (model, port) = (Path::new(&models).join(format!("{name}.gguf")), free_port());
-            let (model, listen) = (model.to_string_lossy(), port.to_string());
-            let mut args = vec![libraries.as_str(), &server, "-m", &model, "--port", &listen];
-            args.extend([
-                "--host",
-                "127.0.0.1",
-                "--alias",
-                name,
-                "-c",
-                "1024",
-                "-np",
-                "1",
-            ]);
-            args.extend(["-t", "1", "--no-webui", "--device", "none"]);
-            running.push(Process::start(&own, "env", &args));
-            ports.push(port);
-        }
-        for port in &ports {
-            ready(*port, "/health").await;
+            running.push(Llama::start(folder.path(), name).await);
         }
         Self {
-            _running: running,
-            ports,
+            running,
             _folder: folder,
         }
     }
 
-    fn client(&self, index: usize) -> ChatClient {
-        let address = format!("http://127.0.0.1:{}", self.ports[index]);
-        ChatClient::new(&Upstream::new(address, NAMES[index])).unwrap()
+    fn client(&self, name: &str) -> ChatClient {
+        let at = NAMES.iter().position(|known| *known == name).unwrap();
+        let address = format!("http://127.0.0.1:{}", self.running[at].port());
+        ChatClient::new(&Upstream::new(address, name)).unwrap()
     }
 
     fn models(&self) -> Models {
-        Models::from_iter((0..NAMES.len()).map(|index| (version(index), self.client(index))))
+        Models::from_iter(NAMES.map(|name| (version(name), self.client(name))))
     }
-}
-
-fn version(index: usize) -> VersionId {
-    let digest = index.to_string().repeat(64);
-    format!("smol/v1.{index}.0-{digest}").parse().unwrap()
 }
 
 fn effort() -> Effort {
@@ -141,14 +107,14 @@ async fn the_damaged_model_is_blocked_and_the_sound_one_is_not() {
         .unwrap()
         .with(held_out(&engines, 100))
         .unwrap();
-    for (index, verdict) in [(1, Verdict::Pass), (2, Verdict::Fail)] {
-        let measured = both.evaluate(&version(index), &version(0)).await.unwrap();
+    for (name, verdict) in [("v2", Verdict::Pass), ("bad", Verdict::Fail)] {
+        let measured = both.evaluate(&version(name), &version("v1")).await.unwrap();
         let report = gates().evaluate(&measured);
         let of = |metric: &str| value(&measured, metric);
         let baseline = |metric: &str| measured[metric].baseline.unwrap().value();
         println!(
             "ok      {} against v1: passes {:.0} % (v1 {:.0} %), unanswered {:.0} %, mean log-probability {:.2} (v1 {:.2}), in pairs {:+.2}; bits per byte {:.2} (v1 {:.2}): {:?}",
-            NAMES[index],
+            name,
             100.0 * of("passed"),
             100.0 * baseline("passed"),
             100.0 * of("suite.unanswered"),
@@ -169,7 +135,7 @@ async fn the_damaged_model_is_blocked_and_the_sound_one_is_not() {
             );
         }
     }
-    crate::verified("evaluators", "llama.cpp", &given("LLM_E2E_LLAMA_VERSION"));
+    crate::verified("evaluators", "llama.cpp", &env("LLM_E2E_LLAMA_VERSION"));
 }
 
 #[tokio::test]
@@ -183,9 +149,9 @@ async fn the_conformance_suite_holds_on_a_real_engine() {
         .unwrap();
     testing::evaluator::suite(testing::evaluator::Subject {
         evaluator: &both,
-        version: &version(0),
-        other: &version(1),
-        unknown: &version(7),
+        version: &version("v1"),
+        other: &version("v2"),
+        unknown: &format!("chat/v9.9.9-{}", "9".repeat(64)).parse().unwrap(),
         // Greedy answers may differ where the engine computes in other batches, and so may the last digits of logarithms.
         noise: |metric: &str| {
             if metric.starts_with("nats") {
@@ -207,16 +173,19 @@ async fn what_the_engine_cannot_do_is_an_error_and_no_measurement() {
     let engines = Engines::start().await;
     // llama-server takes `echo` and ignores it.
     let echo = LogLikelihood::new("nats", [TEXTS[0]], LogProbs::Echo, engines.models()).unwrap();
-    let error = echo.evaluate(&version(1), &version(0)).await.unwrap_err();
+    let error = echo
+        .evaluate(&version("v2"), &version("v1"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Permanent);
     assert!(error.to_string().contains("LogProbs::LlamaCpp"), "{error}");
     // A model that can neither judge nor classify is recognised by its replies.
     let answers = suite(&engines, 5)
-        .answers(&version(2), &version(0))
+        .answers(&version("bad"), &version("v1"))
         .await
         .unwrap();
-    let judge = Judge::new("win_rate", engines.client(2)).max_tokens(8);
-    let guard = Guard::new("unsafe", engines.client(2));
+    let judge = Judge::new("win_rate", engines.client("bad")).max_tokens(8);
+    let guard = Guard::new("unsafe", engines.client("bad"));
     for scorer in [&judge as &dyn Scorer, &guard] {
         let error = scorer
             .score(&answers, &effort().tries(1))
