@@ -135,21 +135,22 @@ async fn visit(
     };
     // What it says is enough to go back; an order that is refused, or whose answer is lost, would only hide it.
     // So is a newer split than ours, which a router without a memory has from the store: somebody else owns the log.
-    let told_back = |r: &Rollout| {
+    let told_back = rollout.is_some_and(|r| {
         state.latch.is_some()
             || state.mark.as_ref() == Some(r.id())
             || state.split.epoch > order.split.epoch
-    };
+    });
     let may = match order.direction {
         Direction::Back => true,
         Direction::End => forward,
-        Direction::Forward | Direction::Promote => forward && !rollout.is_some_and(told_back),
+        Direction::Forward | Direction::Promote => forward && !told_back,
     };
     let told = if state.at < order.at && may {
         router.set(&order).await
     } else if state.at == order.at
         && order.direction == Direction::Forward
         && !state.lapsed
+        && !told_back
         && within_grace
     {
         router.renew(order.at, state.clock).await

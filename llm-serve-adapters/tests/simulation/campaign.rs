@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Seeds of lives that broke something, at most, in each thread; after that a campaign ends. `SIMULATION_BROKEN` says another.
+/// Seeds of lives that broke something, at most, in each thread; after that a campaign ends. `SIMULATION_BROKEN` says another;
+/// with `SIMULATION_INVARIANT` only that invariant counts.
 const MOST_BROKEN: u64 = 10;
 
 #[derive(Debug, Default)]
@@ -83,7 +84,10 @@ impl Campaign {
             *sum += u64::from(n);
         }
         self.justice.add(&justice::tally(&life.history));
-        if let Some(violation) = check(&life.history).first() {
+        let only = std::env::var("SIMULATION_INVARIANT").ok();
+        let counts = |invariant| only.as_deref().is_none_or(|only| only == invariant);
+        let violations = check(&life.history);
+        if let Some(violation) = violations.iter().find(|v| counts(v.invariant)) {
             self.broken.push((seed, format!("{violation:?}")));
         }
     }

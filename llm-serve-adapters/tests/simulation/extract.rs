@@ -172,6 +172,9 @@ fn why(rollout: &Rollout, step: &Step) -> Why {
                 from: judgement.from,
                 to: judgement.to,
                 failed: judgement.verdict == Verdict::Fail,
+                silent: look.heartbeat.is_some_and(|beat| {
+                    beat.waiting >= rollout.plan().spec().triggers.candidate_silent
+                }),
                 passed: needed.all(|g| g.verdict == Verdict::Pass),
                 n: counts.n,
                 k: counts.k,

@@ -58,6 +58,8 @@ pub(crate) struct Looked {
     pub(crate) from: u64,
     pub(crate) to: u64,
     pub(crate) failed: bool,
+    /// The candidate has answered nobody for as long as the plan allows.
+    pub(crate) silent: bool,
     /// Every gate that the stage needs has passed.
     pub(crate) passed: bool,
     /// Candidate requests, and faults among them, since the rollout began.

@@ -61,6 +61,7 @@ mod tests {
             from,
             to,
             failed: false,
+            silent: false,
             passed: true,
             n,
             k: 0,

@@ -109,6 +109,7 @@ mod tests {
             from: 50,
             to: 80,
             failed: false,
+            silent: false,
             passed: true,
             n: 10,
             k: 0,

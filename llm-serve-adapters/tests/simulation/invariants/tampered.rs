@@ -67,6 +67,7 @@ mod tests {
             from: 1,
             to: 2,
             failed: false,
+            silent: false,
             passed: true,
             n: 10,
             k: 0,
