@@ -12,8 +12,8 @@ use llm_serve_adapters::store::MemoryStore;
 use llm_serve_adapters::{Bootstrap, Endpoint, EndpointBuilder};
 use llm_version_core::VersionId;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub(crate) fn version(n: u8) -> VersionId {
@@ -69,7 +69,25 @@ pub(crate) struct Cuttable {
     down: Arc<AtomicBool>,
     /// The next append is stored, and then reported as lost.
     lose_reply: Arc<AtomicBool>,
+    reads: Arc<Mutex<Reads>>,
     pub(crate) appends: Arc<AtomicU64>,
+    /// Appends that were tried.
+    pub(crate) tries: Arc<AtomicU64>,
+    /// Pages that were asked for.
+    pub(crate) pages: Arc<AtomicU64>,
+}
+
+/// What reading the log comes to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Reads {
+    #[default]
+    Whole,
+    /// An entry a page.
+    Small,
+    /// Without the newest entry.
+    Behind,
+    Down,
+    Damaged,
 }
 
 impl Cuttable {
@@ -79,6 +97,14 @@ impl Cuttable {
 
     pub(crate) fn lose_next_reply(&self) {
         self.lose_reply.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn reads(&self, reads: Reads) {
+        *self.reads.lock().unwrap() = reads;
+    }
+
+    pub(crate) fn tries(&self) -> u64 {
+        self.tries.load(Ordering::SeqCst)
     }
 
     fn up(&self) -> Result<()> {
@@ -105,6 +131,7 @@ impl StateStore for Cuttable {
         entry: &[u8],
         split: Option<&Split>,
     ) -> Result<()> {
+        self.tries.fetch_add(1, Ordering::SeqCst);
         self.up()?;
         self.inner.append(endpoint, fence, at, entry, split).await?;
         self.appends.fetch_add(1, Ordering::SeqCst);
@@ -116,7 +143,20 @@ impl StateStore for Cuttable {
 
     async fn read(&self, endpoint: &EndpointId, from: Seq) -> Result<Page> {
         self.up()?;
-        self.inner.read(endpoint, from).await
+        self.pages.fetch_add(1, Ordering::SeqCst);
+        let mut page = self.inner.read(endpoint, from).await?;
+        let reads = *self.reads.lock().unwrap();
+        match reads {
+            Reads::Whole => {}
+            Reads::Small => {
+                page.more |= page.entries.len() > 1;
+                page.entries.truncate(1);
+            }
+            Reads::Behind => drop(page.entries.pop()),
+            Reads::Down => return Err(Error::transient("the log cannot be read")),
+            Reads::Damaged => return Err(Error::permanent("entry 7 is damaged")),
+        }
+        Ok(page)
     }
 
     async fn split(&self, endpoint: &EndpointId) -> Result<Option<Split>> {
