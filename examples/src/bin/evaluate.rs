@@ -69,7 +69,9 @@ async fn serve(variant: Variant, folder: &Path) -> Result<(VersionId, ChatClient
         .layer(layer)
         .merge(server::about(engines));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let upstream = Upstream::new(format!("http://{}", listener.local_addr()?), server::MODEL);
+    // The desk answers in the name of the version.
+    let upstream = Upstream::new(format!("http://{}", listener.local_addr()?), server::MODEL)
+        .answers_as(version.reference().to_string());
     tokio::spawn(async move {
         let _open_as_long_as_it_serves = endpoint;
         axum::serve(listener, app).await
@@ -80,12 +82,11 @@ async fn serve(variant: Variant, folder: &Path) -> Result<(VersionId, ChatClient
 #[tokio::main]
 async fn main() -> Result<()> {
     let terminal = Terminal::new(false);
-    let suite = match std::env::args().nth(1) {
-        Some(file) => Suite::read(std::fs::File::open(file)?, Check::Match)?,
-        None => {
-            terminal.say(&letters());
-            Suite::from_jsonl(&letters(), Check::Match)?
-        }
+    let suite = if let Some(file) = std::env::args().nth(1) {
+        Suite::read(std::fs::File::open(file)?, Check::Match)?
+    } else {
+        terminal.say(&letters());
+        Suite::from_jsonl(&letters(), Check::Match)?
     };
     let folder = std::env::temp_dir().join(format!("evaluate-{}", std::process::id()));
     let told = run(terminal, suite, &folder).await;
@@ -98,8 +99,8 @@ async fn run(terminal: Terminal, suite: Suite, folder: &Path) -> Result<()> {
     for variant in [Variant::Base, Variant::Better, Variant::Damaged] {
         versions.push((variant, serve(variant, folder).await?));
     }
-    let models = versions.iter().map(|(_, served)| served.clone());
-    let evaluator = SuiteEvaluator::builder("letters", suite, Models::from_iter(models))
+    let models: Models = versions.iter().map(|(_, served)| served.clone()).collect();
+    let evaluator = SuiteEvaluator::builder("letters", suite, models)
         .scorer(Checks::new("orders"))
         .scorer(Similarity::rouge_l("rouge_l"))
         .build()?;
