@@ -5,7 +5,7 @@
 mod common;
 
 use async_trait::async_trait;
-use common::{Cuttable, Host, alike, id, plan, second_is_bad, version};
+use common::{Cuttable, Host, Reads, alike, id, plan, second_is_bad, version};
 use llm_rollout::waves::{Member, OnFailure, Phase, Progress, Schedule, Spec, Verb, Wave};
 use llm_serve_adapters::host::{Error, Letter, Notifier, Result};
 use llm_serve_adapters::{Bootstrap, Endpoint, WavesBuilder, WavesRun};
@@ -190,4 +190,95 @@ async fn what_people_are_to_hear_is_told_until_they_do() {
     live(&mut hosts, 1_800, &[0]).await;
     assert_eq!(run.finished().await, Ok(Phase::RolledBack));
     assert!(!late.0.lock().unwrap().0.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_of_waves_is_read_page_by_page_and_begun_once() {
+    let store = Cuttable::default();
+    let mut hosts = hosts(&store).await;
+    let run = waves(&store, &hosts, OnFailure::Stop).await;
+    live(&mut hosts, 400, &[]).await;
+    let before = run.waves();
+    assert_eq!(in_production(&hosts), [2, 1, 1]);
+    drop(run);
+    for host in hosts {
+        host.kill().await;
+    }
+    store.reads(Reads::Small);
+    let hosts = self::hosts(&store).await;
+    let appended = store.tries();
+    let run = waves(&store, &hosts, OnFailure::Stop).await;
+    assert_eq!(*run.waves(), *before);
+    assert_eq!(store.tries(), appended, "what has begun is not begun again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_log_stops_the_waves_and_says_where() {
+    let store = Cuttable::default();
+    let mut hosts = hosts(&store).await;
+    let run = waves(&store, &hosts, OnFailure::Stop).await;
+    live(&mut hosts, 30, &[]).await;
+    store.reads(Reads::Damaged);
+    live(&mut hosts, 30, &[]).await;
+    let said = run.say(Verb::Stop, "ana", "").await.unwrap_err();
+    assert!(said.to_string().contains("entry 7"), "{said}");
+    let ended = run.finished().await.unwrap_err();
+    assert!(ended.to_string().contains("entry 7"), "{ended}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_in_progress_is_called_off_with_the_whole_even_if_its_store_was_down() {
+    let store = Cuttable::default();
+    let mut hosts = hosts(&store).await;
+    let run = waves(&store, &hosts, OnFailure::Stop).await;
+    live(&mut hosts, 60, &[]).await;
+    assert!(hosts[0].candidate_share() > 0);
+    run.say(Verb::RollBack, "ana", "a customer calls")
+        .await
+        .unwrap();
+    store.cut(true);
+    live(&mut hosts, 30, &[]).await;
+    store.cut(false);
+    live(&mut hosts, 120, &[]).await;
+    assert_eq!(run.finished().await, Ok(Phase::RolledBack));
+    assert_eq!(hosts[0].candidate_share(), 0);
+    assert_eq!(in_production(&hosts), [1, 1, 1]);
+}
+
+/// Refuses for good, or hears nothing for ever.
+#[derive(Debug, Clone)]
+struct Never(bool, Arc<Mutex<std::collections::BTreeMap<String, u32>>>);
+
+#[async_trait]
+impl Notifier for Never {
+    async fn notify(&self, letter: &Letter<'_>) -> Result<()> {
+        *self.1.lock().unwrap().entry(letter.key()).or_default() += 1;
+        let error = if self.0 {
+            Error::transient
+        } else {
+            Error::permanent
+        };
+        Err(error("nobody is there"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_be_told_is_given_up_in_the_end() {
+    for (may_pass, tries) in [(true, 100), (false, 1)] {
+        let (store, never) = (Cuttable::default(), Never(may_pass, Arc::default()));
+        let mut hosts = hosts(&store).await;
+        let builder = WavesBuilder::new(id("release-2"), store.clone()).notifier(never.clone());
+        let all = hosts
+            .iter()
+            .fold(builder, |b, host| b.endpoint(&host.endpoint));
+        let run = all.start(schedule(OnFailure::RollBackAll)).await.unwrap();
+        live(&mut hosts, 300, &[0]).await;
+        tokio::time::sleep(Duration::from_secs(3_000)).await;
+        drop(run);
+        let told = never.1.lock().unwrap();
+        assert!(
+            !told.is_empty() && told.values().all(|n| *n == tries),
+            "{told:?}"
+        );
+    }
 }

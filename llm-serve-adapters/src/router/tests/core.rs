@@ -1,7 +1,8 @@
 //! Each rule of a router, with a test that fails without it.
 
 use super::*;
-use crate::router::{Refused, RouterCore};
+use crate::router::{Decision, Refused, RouterCore};
+use llm_rollout::Raise;
 use proptest::prelude::*;
 
 const BOOT: u64 = 42;
@@ -439,4 +440,49 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn the_most_that_an_order_may_hold_is_taken_and_no_more() {
+    let taken = |change: &dyn Fn(&mut Split)| {
+        let mut core = RouterCore::new(BOOT, first());
+        let mut order = forward(1, 10, 1, 60.0, clock(0));
+        change(&mut order.split);
+        let answer = core.set(&order, at(0));
+        assert!(
+            matches!(answer, Ok(()) | Err(Refused::Malformed(_))),
+            "{answer:?}"
+        );
+        answer.is_ok()
+    };
+    let raise = |candidate: f64, control: f64| Raise {
+        before: at(0),
+        share: share(candidate),
+        control: share(control),
+    };
+    let ramp = |n| move |s: &mut Split| s.ramp = vec![raise(1.0, 1.0); n];
+    let ahead = |n| move |s: &mut Split| s.ahead = vec![share(1.0); n];
+    let epoch = |n| move |s: &mut Split| s.epoch = Epoch::new(n);
+    assert!(taken(&ramp(Split::LONGEST_RAMP)) && !taken(&ramp(Split::LONGEST_RAMP + 1)));
+    assert!(taken(&ahead(Split::MOST_AHEAD)) && !taken(&ahead(Split::MOST_AHEAD + 1)));
+    let last = Decision::LAST_EPOCH;
+    assert!(taken(&epoch(last)) && !taken(&epoch(last + 1)));
+    let earlier = |sum| move |s: &mut Split| s.ramp = vec![raise(60.0, sum - 60.0)];
+    assert!(taken(&earlier(100.0)) && !taken(&earlier(100.01)));
+    let now = |sum: f64| move |s: &mut Split| s.control = share(sum - 60.0);
+    assert!(taken(&now(100.0)) && !taken(&now(100.01)));
+}
+
+#[test]
+fn a_lapsed_router_takes_a_promotion_in_its_epoch() {
+    let mut core = serving(5.0);
+    let late = 60_001;
+    assert!(core.state(at(late)).lapsed);
+    let again = forward(1, 11, 1, 5.0, clock(late));
+    assert!(matches!(core.set(&again, at(late)), Err(Refused::Lapsed(_))));
+    let promote = steady(Direction::Promote, 1, 12, 1, 2, clock(late));
+    core.set(&promote, at(late)).unwrap();
+    let mut core = serving(5.0);
+    // In force, the same epoch may go on.
+    core.set(&forward(1, 11, 1, 5.0, clock(1)), at(1)).unwrap();
 }
