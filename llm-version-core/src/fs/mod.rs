@@ -27,7 +27,7 @@ pub use capture::{Capture, CaptureError, capture_lineage};
 pub use dvc::{DvcError, dvc_digest};
 pub use hf::{HfDigest, HfError, HfFile, HfSnapshot};
 pub use materialise::{FolderSource, Materialised, Sharing, materialise};
-pub use oci::{OciError, export_oci, import_oci};
+pub use oci::{OciArtifact, OciBlob, OciError, OciFiles, OciSource, export_oci, import_oci};
 pub use onnx::OnnxError;
 pub use problem::{Problem, ProblemKind, Warning, WarningKind};
 #[cfg(feature = "oms")]

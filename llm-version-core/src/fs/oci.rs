@@ -3,7 +3,8 @@
 //! Every file is one uncompressed layer whose digest is the file's own SHA-256, so nothing is hashed twice and files
 //! that two versions share are one blob. The bundle's `metadata.json` and `manifest.json` travel as documents.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod artifact;
+
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -11,24 +12,21 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::VerifyError;
 use super::build::read_small;
-use super::{MANIFEST_FILE, METADATA_FILE, VerifyError, VerifyOptions, verify};
 use crate::digest::Digest;
 use crate::id::VersionId;
 use crate::json::{self, JsonError};
-use crate::kind::ComponentKind;
 use crate::manifest::{Manifest, ManifestError};
-use crate::metadata::Metadata;
-use crate::path::{ComponentPath, PathConflict, PathError, check_conflicts};
+use crate::path::{PathConflict, PathError};
 use crate::registry::{StoreError, copy_verified};
+use artifact::{Descriptor, MODEL_MANIFEST};
+
+pub use artifact::{OciArtifact, OciBlob, OciFiles, OciSource};
 
 /// The largest index, manifest or configuration that is read.
 const JSON_LIMIT: u64 = 64 << 20;
 
-const IMAGE_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const MODEL_MANIFEST: &str = "application/vnd.cncf.model.manifest.v1+json";
-const MODEL_CONFIG: &str = "application/vnd.cncf.model.config.v1+json";
-const FILE_PATH: &str = "org.cncf.model.filepath";
 const TAG: &str = "org.opencontainers.image.ref.name";
 
 /// Why a layout could not be written or read.
@@ -107,35 +105,11 @@ pub enum OciError {
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Descriptor {
-    media_type: String,
-    digest: String,
-    size: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    artifact_type: Option<String>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    annotations: BTreeMap<String, String>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct Index {
     schema_version: u32,
     #[serde(default)]
     media_type: Option<String>,
     manifests: Vec<Descriptor>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ImageManifest {
-    schema_version: u32,
-    #[serde(default)]
-    media_type: Option<String>,
-    #[serde(default)]
-    artifact_type: Option<String>,
-    config: Descriptor,
-    layers: Vec<Descriptor>,
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OciError + '_ {
@@ -144,32 +118,6 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OciError + '_ {
         error,
     }
 }
-
-fn check_tag(tag: &str) -> Result<(), OciError> {
-    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let fits = (1..=128).contains(&tag.len())
-        && tag.starts_with(word)
-        && tag.chars().all(|c| word(c) || matches!(c, '.' | '-'));
-    if fits {
-        return Ok(());
-    }
-    Err(OciError::Tag {
-        tag: tag.to_owned(),
-    })
-}
-
-/// The media type of a component. There is none for prompts, safety or generation settings: they configure the weights.
-const fn media_type(kind: ComponentKind) -> &'static str {
-    match kind {
-        ComponentKind::Weights | ComponentKind::Adapter => {
-            "application/vnd.cncf.model.weight.v1.raw"
-        }
-        ComponentKind::Code => "application/vnd.cncf.model.code.v1.raw",
-        _ => "application/vnd.cncf.model.weight.config.v1.raw",
-    }
-}
-
-const DOCUMENT: &str = "application/vnd.cncf.model.doc.v1.raw";
 
 /// Writes a file under a temporary name and renames it, so that a crash leaves no part of it under its own.
 fn write(
@@ -208,8 +156,8 @@ impl Layout<'_> {
         })
     }
 
-    /// A JSON blob, checked against its digest.
-    fn json<T: serde::de::DeserializeOwned>(&self, descriptor: &Descriptor) -> Result<T, OciError> {
+    /// A small blob, checked against its digest.
+    fn read(&self, descriptor: &Descriptor) -> Result<Vec<u8>, OciError> {
         let digest = parse_digest(&descriptor.digest)?;
         let path = self.blob(&digest);
         if !path.is_file() {
@@ -221,13 +169,12 @@ impl Layout<'_> {
             let expected = digest;
             return Err(StoreError::WrongDigest { expected, found }.into());
         }
-        check_size(&descriptor.digest, descriptor, bytes.len() as u64)?;
-        parse(&path, &bytes)
+        check_size(&descriptor.digest, descriptor.size, bytes.len() as u64)?;
+        Ok(bytes)
     }
 }
 
-fn check_size(what: &str, descriptor: &Descriptor, found: u64) -> Result<(), OciError> {
-    let stated = descriptor.size;
+fn check_size(what: &str, stated: u64, found: u64) -> Result<(), OciError> {
     if found == stated {
         return Ok(());
     }
@@ -278,92 +225,19 @@ pub fn export_oci(
     layout: &Path,
     tag: &str,
 ) -> Result<Digest, OciError> {
-    check_tag(tag)?;
-    verify(dir, manifest, &VerifyOptions::new())?;
+    OciArtifact::check_tag(tag)?;
+    let artifact = OciArtifact::pack(dir, manifest)?;
     let out = Layout(layout);
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs).map_err(io_error(&blobs))?;
-    let mut layers = Vec::new();
-    let layer = |media_type: &str, path: &str, digest: &Digest, size: u64| Descriptor {
-        media_type: media_type.to_owned(),
-        digest: format!("sha256:{digest}"),
-        size,
-        artifact_type: None,
-        annotations: [
-            (FILE_PATH.to_owned(), path.to_owned()),
-            (
-                "org.cncf.model.file.mediatype.untested".to_owned(),
-                "true".to_owned(),
-            ),
-            (
-                "org.cncf.model.file.metadata+json".to_owned(),
-                // Constants: real owners and times would make every export another artifact.
-                serde_json::json!({
-                    "name": path, "mode": 420, "uid": 0, "gid": 0, "size": size,
-                    "mtime": "1970-01-01T00:00:00Z", "typeflag": 48
-                })
-                .to_string(),
-            ),
-        ]
-        .into(),
-    };
-    for component in manifest.components() {
-        let path = component.path.as_str();
-        out.put_file(&dir.join(path), &component.digest)?;
-        layers.push(layer(
-            media_type(component.kind),
-            path,
-            &component.digest,
-            component.size,
-        ));
-    }
-    let records = [
-        (
-            METADATA_FILE,
-            Metadata::of(manifest).to_pretty().into_bytes(),
-        ),
-        (MANIFEST_FILE, manifest.to_bytes()),
-    ];
-    for (path, bytes) in records {
-        if manifest
-            .components()
-            .iter()
-            .all(|c| c.path.as_str() != path)
-        {
-            let digest = out.put(&bytes)?;
-            layers.push(layer(DOCUMENT, path, &digest, bytes.len() as u64));
+    for blob in artifact.blobs() {
+        match &blob.source {
+            OciSource::File(path) => out.put_file(path, &blob.digest)?,
+            OciSource::Bytes(bytes) => drop(out.put(bytes)?),
         }
     }
-    let licences: BTreeSet<&str> = manifest.licences().iter().map(|l| l.id.as_str()).collect();
-    let config = serde_json::json!({
-        "descriptor": {
-            "name": manifest.name(),
-            "version": manifest.version(),
-            "revision": manifest.digest(),
-            "licenses": licences,
-        },
-        "modelfs": {
-            "type": "layers",
-            "diffIds": layers.iter().map(|l| l.digest.as_str()).collect::<Vec<_>>(),
-        },
-        "config": {},
-    });
-    let config = encode(&config);
-    let image = ImageManifest {
-        schema_version: 2,
-        media_type: Some(IMAGE_MANIFEST.to_owned()),
-        artifact_type: Some(MODEL_MANIFEST.to_owned()),
-        config: Descriptor {
-            media_type: MODEL_CONFIG.to_owned(),
-            digest: format!("sha256:{}", out.put(&config)?),
-            size: config.len() as u64,
-            artifact_type: None,
-            annotations: BTreeMap::new(),
-        },
-        layers,
-    };
-    let image = encode(&image);
-    let digest = out.put(&image)?;
+    let image = artifact.manifest();
+    let digest = out.put(image)?;
     let index_path = layout.join("index.json");
     let mut index = if index_path.is_file() {
         parse(&index_path, &small(&index_path)?)?
@@ -378,7 +252,7 @@ pub fn export_oci(
         .manifests
         .retain(|m| m.annotations.get(TAG).map(String::as_str) != Some(tag));
     index.manifests.push(Descriptor {
-        media_type: IMAGE_MANIFEST.to_owned(),
+        media_type: OciArtifact::MEDIA_TYPE.to_owned(),
         digest: format!("sha256:{digest}"),
         size: image.len() as u64,
         artifact_type: Some(MODEL_MANIFEST.to_owned()),
@@ -425,35 +299,8 @@ pub fn import_oci(
         return Err(OciError::Choice { tags });
     };
     let source = Layout(layout);
-    let image: ImageManifest = source.json(descriptor)?;
-    let kind = image
-        .artifact_type
-        .as_deref()
-        .unwrap_or(&image.config.media_type);
-    if kind != MODEL_MANIFEST && kind != MODEL_CONFIG {
-        return Err(OciError::Unsupported {
-            what: "artifact type",
-            found: crate::version::clip(kind).to_owned(),
-        });
-    }
-    let mut files = BTreeMap::new();
-    for layer in &image.layers {
-        if !layer.media_type.starts_with("application/vnd.cncf.model.")
-            || layer.media_type.strip_suffix(".raw").is_none()
-        {
-            return Err(OciError::Unsupported {
-                what: "layer",
-                found: crate::version::clip(&layer.media_type).to_owned(),
-            });
-        }
-        let path = layer.annotations.get(FILE_PATH).map_or("", String::as_str);
-        let path = ComponentPath::new(path)?;
-        if files.insert(path.clone(), layer).is_some() {
-            let path = path.to_string();
-            return Err(PathConflict::Duplicate { path }.into());
-        }
-    }
-    check_conflicts(files.keys())?;
+    let name = format!("blob {}", descriptor.digest);
+    let files = OciFiles::parse(&name, &source.read(descriptor)?)?;
     fs::create_dir(dir).map_err(io_error(dir))?;
     let unpacked = unpack(&source, &files, dir);
     if unpacked.is_err() {
@@ -465,16 +312,15 @@ pub fn import_oci(
 
 fn unpack(
     source: &Layout<'_>,
-    files: &BTreeMap<ComponentPath, &Descriptor>,
+    files: &OciFiles,
     dir: &Path,
 ) -> Result<Option<VersionId>, OciError> {
-    for (path, layer) in files {
-        let digest = parse_digest(&layer.digest)?;
-        let blob = source.blob(&digest);
+    for (path, digest, stated) in files.iter() {
+        let blob = source.blob(digest);
         let mut bytes = match File::open(&blob) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(OciError::Missing(digest));
+                return Err(OciError::Missing(*digest));
             }
             Err(error) => return Err(io_error(&blob)(error)),
         };
@@ -483,16 +329,8 @@ fn unpack(
             fs::create_dir_all(parent).map_err(io_error(parent))?;
         }
         let mut file = File::create_new(&target).map_err(io_error(&target))?;
-        let found = copy_verified(&digest, &mut bytes, &mut file)?;
-        check_size(path.as_str(), layer, found)?;
+        let found = copy_verified(digest, &mut bytes, &mut file)?;
+        check_size(path.as_str(), stated, found)?;
     }
-    let ours = dir.join(MANIFEST_FILE);
-    if !files.keys().any(|path| path.as_str() == MANIFEST_FILE) {
-        return Ok(None);
-    }
-    let name = ours.display().to_string();
-    let bytes = read_small(&ours, &name, Manifest::MAX_BYTES)
-        .map_err(|e| io_error(&ours)(io::Error::other(e.to_string())))?;
-    let manifest = Manifest::parse(&bytes)?;
-    Ok(Some(verify(dir, &manifest, &VerifyOptions::new())?))
+    files.verify(dir)
 }
