@@ -1,4 +1,5 @@
-//! Where each endpoint's log is kept: in memory, in an SQLite file (feature `sqlite`), or in PostgreSQL (feature `postgres`).
+//! Where each endpoint's log is kept: in memory, in an SQLite file (feature `sqlite`), in PostgreSQL (feature
+//! `postgres`), or in etcd (feature `etcd`).
 //!
 //! All keep to the rules of [`StateStore`](crate::host::StateStore) and pass the conformance suite of the feature `testing`,
 //! which hosts can run on stores of their own.
@@ -6,16 +7,20 @@
 //! An append whose reply was lost is **not** acknowledged when it is repeated: the position is taken by then, so the repetition
 //! is `Permanent`. A caller in doubt reads the log again and compares.
 
+#[cfg(feature = "etcd")]
+mod etcd;
 mod memory;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "etcd", feature = "postgres", feature = "sqlite"))]
 mod sums;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "etcd", feature = "postgres", feature = "sqlite"))]
 mod worker;
 
+#[cfg(feature = "etcd")]
+pub use etcd::EtcdStore;
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
