@@ -66,6 +66,31 @@ impl Address {
         Self(url)
     }
 
+    /// With this query after its own.
+    pub(crate) fn and_query(&self, pairs: &[(&str, &str)]) -> Self {
+        let mut url = self.0.clone();
+        url.query_pairs_mut().extend_pairs(pairs);
+        Self(url)
+    }
+
+    /// Where a `Location` header of its reply leads, which may be relative.
+    pub(crate) fn join(&self, location: &str) -> Result<Self> {
+        let url = self.0.join(location).map_err(|_| {
+            Error::permanent(format!("{self} sends to an address that cannot be read"))
+        })?;
+        Self::parse(url.as_str())
+    }
+
+    /// Whether what is sent there is encrypted.
+    pub(crate) fn is_secure(&self) -> bool {
+        self.0.scheme() == "https"
+    }
+
+    /// Whether it is of the same server.
+    pub(crate) fn same_origin(&self, other: &Self) -> bool {
+        self.0.origin() == other.0.origin()
+    }
+
     /// All of it, to tell addresses apart; it may hold secrets.
     pub(crate) fn identity(&self) -> &str {
         self.0.as_str()
@@ -153,6 +178,38 @@ impl Http {
         Ok(Self { client, untrusting })
     }
 
+    /// Sends it, and hands back the reply as soon as its head is there. It has no end of its own: the caller bounds it.
+    #[cfg(feature = "oci")]
+    pub(crate) async fn open(
+        &self,
+        method: Method,
+        to: &Address,
+        headers: HeaderMap,
+        body: Option<reqwest::Body>,
+    ) -> Result<reqwest::Response> {
+        self.ready(to)?;
+        let mut request = self.client.request(method, to.0.clone()).headers(headers);
+        if let Some(body) = body {
+            request = request.body(body);
+        }
+        request.send().await.map_err(|e| failure(to, CONNECT, e))
+    }
+
+    /// Whether anything can be sent there.
+    fn ready(&self, to: &Address) -> Result<()> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(Error::permanent(format!(
+                "calling {to} needs a tokio runtime: call it from within one"
+            )));
+        }
+        if let (Some(why), "https") = (&self.untrusting, to.0.scheme()) {
+            return Err(Error::permanent(format!(
+                "{to} cannot be trusted, as this system has no certificates ({why}): install its ca-certificates"
+            )));
+        }
+        Ok(())
+    }
+
     /// Sends it and reads the reply.
     pub(crate) async fn send(&self, call: Call<'_>) -> Result<Reply> {
         let method = if call.json.is_some() {
@@ -172,16 +229,7 @@ impl Http {
             timeout,
             limit,
         } = call;
-        if tokio::runtime::Handle::try_current().is_err() {
-            return Err(Error::permanent(format!(
-                "calling {to} needs a tokio runtime: call it from within one"
-            )));
-        }
-        if let (Some(why), "https") = (&self.untrusting, to.0.scheme()) {
-            return Err(Error::permanent(format!(
-                "{to} cannot be trusted, as this system has no certificates ({why}): install its ca-certificates"
-            )));
-        }
+        self.ready(to)?;
         let mut request = self
             .client
             .request(method, to.0.clone())

@@ -1,9 +1,16 @@
 //! Where versions are kept, beyond one machine: a [`Store`](llm_version_core::registry::Store) of the registry of
-//! `llm-version-core` in a bucket (feature `object-store`).
+//! `llm-version-core` in a bucket (feature `object-store`), and repositories of OCI registries (feature `oci`).
 
+#[cfg(feature = "object-store")]
 mod bucket;
+#[cfg(feature = "object-store")]
 mod io;
-#[cfg(test)]
+#[cfg(feature = "oci")]
+mod oci;
+#[cfg(all(test, feature = "object-store"))]
 mod tests;
 
+#[cfg(feature = "object-store")]
 pub use bucket::{BucketError, BucketStore};
+#[cfg(feature = "oci")]
+pub use oci::{OciCode, OciRegistryError, OciRepository, Pulled, Pushed};
