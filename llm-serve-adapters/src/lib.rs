@@ -25,7 +25,7 @@ mod metrics_text;
 pub mod notify;
 mod plane;
 pub mod recorder;
-#[cfg(any(feature = "object-store", feature = "oci"))]
+#[cfg(any(feature = "mlflow", feature = "object-store", feature = "oci"))]
 pub mod registry;
 pub mod router;
 pub mod shadow;
