@@ -183,8 +183,9 @@ async fn refusals_say_what_to_do() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_is_gone_gives_way_to_the_next() {
     let (_etcd, address) = cluster().await;
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let gone = format!("http://{}", gone.local_addr().unwrap());
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gone = format!("http://{}", port.local_addr().unwrap());
+    drop(port);
     let store = EtcdStore::open(&[&gone, &address], "").unwrap();
     assert_eq!(store.acquire(&chat()).await.unwrap().fence, Fence::new(1));
     let alone = EtcdStore::open(&[&gone], "").unwrap();

@@ -167,3 +167,57 @@ async fn a_damaged_page_is_never_read_as_something_else() {
     }
     assert!(refused > 20, "{refused}");
 }
+
+#[tokio::test]
+async fn a_torn_write_ahead_log_is_the_log_up_to_an_entry() {
+    const ENTRIES: u64 = 12;
+    let place = Place::new();
+    let store = place.open();
+    let fence = store.acquire(&chat()).await.unwrap().fence;
+    for at in 0..ENTRIES {
+        let entry = format!("entry {at}");
+        let appended = store.append(
+            &chat(),
+            fence,
+            Seq::new(at),
+            entry.as_bytes(),
+            Some(&split(at)),
+        );
+        appended.await.unwrap();
+    }
+    // As a power cut leaves them, of a disk that lies about what it has written.
+    let wal_of = |path: PathBuf| path.with_file_name("rollouts.db-wal");
+    let (base, wal) = (
+        fs::read(place.path()).unwrap(),
+        fs::read(wal_of(place.path())).unwrap(),
+    );
+    let (mut lengths, mut refused) = (std::collections::BTreeSet::new(), 0);
+    for cut in (0..=wal.len()).step_by(1_021).chain([wal.len()]) {
+        let torn = Place::new();
+        fs::write(torn.path(), &base).unwrap();
+        fs::write(wal_of(torn.path()), &wal[..cut]).unwrap();
+        // Before the tables were laid out there is no store.
+        let Ok(store) = SqliteStore::open(torn.path()) else {
+            refused += 1;
+            continue;
+        };
+        let page = store.read(&chat(), Seq::new(0)).await.unwrap();
+        let length = page.entries.len() as u64;
+        for (at, entry) in &page.entries {
+            assert_eq!(*entry, format!("entry {at}").into_bytes(), "cut at {cut}");
+        }
+        let expected = length.checked_sub(1).map(split);
+        assert_eq!(
+            store.split(&chat()).await.unwrap(),
+            expected,
+            "cut at {cut}"
+        );
+        let owned = store.acquire(&chat()).await.unwrap();
+        assert_eq!(owned.next, Seq::new(length), "cut at {cut}");
+        lengths.insert(length);
+    }
+    assert!(
+        lengths.len() > 6 && lengths.contains(&ENTRIES),
+        "{lengths:?}, {refused} refused"
+    );
+}
