@@ -10,12 +10,18 @@
 )]
 
 mod alertmanager;
+mod etcd;
 mod evals;
 mod haproxy;
 mod llama;
+mod made_up;
+mod mlflow;
 mod postgres;
 mod process;
 mod prometheus;
+mod registry;
+mod s3;
+mod sqlite;
 mod stack;
 
 /// Tells the runner that this adapter has met this component, for the table of adapters.

@@ -1,13 +1,18 @@
-//! Logs in a real PostgreSQL: the rules of a store, several owners, a server that stops, hangs, fills its disk, is damaged.
+//! Logs in a real PostgreSQL: the rules of a store, several owners, a server that stops, hangs, is damaged, and is gone
+//! when users have to be taken off.
 
+use crate::made_up::{Users, plan, version};
 use crate::process::{Process, free_port, until, version_of};
-use llm_rollout::{EndpointId, Fence, RouterId, Seq};
+use llm_rollout::{Cause, EndpointId, Fence, Phase, RolloutId, RouterId, Seq};
 use llm_serve_adapters::host::{ErrorKind, StateStore};
+use llm_serve_adapters::journal::incident;
 use llm_serve_adapters::store::PostgresStore;
 use llm_serve_adapters::testing;
+use llm_serve_adapters::{Bootstrap, CommandError, Endpoint};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Instant;
 use tempfile::TempDir;
 
 /// The newest installed one; Debian keeps them off the path.
@@ -281,7 +286,7 @@ async fn a_server_that_stops_or_hangs_loses_nothing() {
 
     // It hangs. Whether the append took effect is unknown until the log is read again.
     cluster.signal("STOP");
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let error = store
         .append(&chat(), fence, Seq::new(3), b"three", None)
         .await
@@ -394,4 +399,93 @@ async fn damage_is_found_and_named() {
     .await;
     assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
     println!("ok      read only: {error}");
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: e2e/run postgres"]
+async fn users_are_taken_off_while_the_store_is_down_and_the_log_is_right_afterwards() {
+    let cluster = Cluster::new();
+    let server = cluster.start().await;
+    let endpoint = Endpoint::builder("chat", cluster.open(), Bootstrap(version(1)));
+    let endpoint = endpoint.open().await.unwrap();
+    let users = Users::begin(&endpoint);
+    let share = async |wanted: std::ops::Range<usize>| {
+        let began = Instant::now();
+        until(&format!("a share of {wanted:?}"), async || {
+            wanted.contains(&users.candidate_share()).then_some(())
+        })
+        .await;
+        began.elapsed().as_secs_f64()
+    };
+    let mut server = Some(server);
+    for (major, by_hand) in [(2, false), (3, true)] {
+        let name = RolloutId::new(format!("to-v{major}")).unwrap();
+        let run = endpoint
+            .submit(name.clone(), version(major), plan("10m", "1s"))
+            .await
+            .unwrap();
+        share(400..600).await;
+        // Evidence is looked at from here on: before that there is none, and what bounds the harm is grace and lease.
+        until("the first look", async || {
+            let ledger = endpoint.status().ledger;
+            let epoch = ledger.rollout.as_ref()?.state().split.epoch;
+            let seen = ledger.checkpoint.as_ref()?.epoch == epoch;
+            (seen && users.served(major) > 200).then_some(())
+        })
+        .await;
+        cluster.signal("KILL");
+        server.take().unwrap().ended().await;
+        let entries = endpoint.status().ledger.next;
+        let exposed = users.served(major);
+        if by_hand {
+            // The router keeps its record in the same store: it obeys, and cannot promise that it will remember.
+            let said = run.abort("ana", "users complain").await;
+            assert!(
+                matches!(said, Ok(()) | Err(CommandError::StoreUnavailable)),
+                "{said:?}"
+            );
+        } else {
+            users.broken(major);
+        }
+        let off = share(0..1).await;
+        let harmed = users.served(major) - exposed;
+        assert!(
+            run.rollout()
+                .is_some_and(|rollout| !rollout.state().phase.is_end()),
+            "it ends in the log"
+        );
+        assert_eq!(
+            endpoint.status().ledger.next,
+            entries,
+            "nothing was logged meanwhile"
+        );
+        server = Some(cluster.start().await);
+        let end = run.finished().await.unwrap();
+        assert_eq!(end.phase, Phase::RolledBack);
+        let as_meant = match end.cause.as_ref().unwrap() {
+            Cause::Operator { by, .. } => by_hand && by == "ana",
+            Cause::Gate { .. } => !by_hand,
+            _ => false,
+        };
+        assert!(as_meant, "{:?}", end.cause);
+        // Whoever reads the log now sees the same.
+        let incident = incident(&cluster.open(), &chat(), &name)
+            .await
+            .unwrap()
+            .unwrap();
+        let in_force = cluster.open().split(&chat()).await.unwrap().unwrap();
+        assert_eq!((in_force.baseline, in_force.candidate), (version(1), None));
+        assert_eq!(users.candidate_share(), 0);
+        println!(
+            "ok      scenario 10: store gone, {}: users off after {off:.1} s ({harmed} requests), logged once it was back: {}",
+            if by_hand {
+                "aborted by hand"
+            } else {
+                "harm found"
+            },
+            incident.cause.unwrap()
+        );
+        users.broken(0);
+    }
+    users.finish().await;
 }

@@ -84,6 +84,14 @@ impl Llama {
         me
     }
 
+    /// Starts it with the model in this file, which it calls by this name.
+    pub(crate) async fn serving(folder: &Path, name: &str, file: &Path) -> Self {
+        let file = file.to_str().unwrap();
+        let me = Self::run(folder, name, &["--model", file, "--alias", name]);
+        ready(me.port, "/health").await;
+        me
+    }
+
     /// Starts it with more arguments, and does not wait: it says 503 until it has loaded its model.
     pub(crate) fn loading(folder: &Path, model: &str, more: &[&str]) -> Self {
         let file = model_file(model);

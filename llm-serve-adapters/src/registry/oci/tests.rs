@@ -6,6 +6,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, Response, Uri};
+use futures_util::StreamExt as _;
 use llm_version_core::fs::{BuildOptions, build};
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
@@ -111,6 +112,7 @@ async fn answer(
             registry.blobs.insert(stated, body.to_vec());
             reply(201, &[], "")
         }
+        ("DELETE", "/v2/chat/blobs/uploads/1") => reply(204, &[], ""),
         ("PUT", _) if path.starts_with("/v2/chat/manifests/") => {
             registry.manifests.insert(last, body.to_vec());
             registry.manifests.insert(digest(&body), body.to_vec());
@@ -144,10 +146,15 @@ async fn answer(
             if let Some(cut) = registry.cut.filter(|cut| *cut < part.len()) {
                 registry.cut = None;
                 let length = part.len().to_string();
-                let sent = futures_util::stream::iter([
+                let sent = [
                     Ok(Bytes::from(part[..cut].to_vec())),
                     Err(std::io::Error::other("cut off")),
-                ]);
+                ];
+                // What has been said so far gets on its way first.
+                let sent = futures_util::stream::iter(sent).then(|part| async {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    part
+                });
                 return reply(200, &[("content-length", &length)], Body::from_stream(sent));
             }
             reply(if from.is_some() { 206 } else { 200 }, &[], part)

@@ -176,12 +176,13 @@ async fn a_torn_write_ahead_log_is_the_log_up_to_an_entry() {
     let fence = store.acquire(&chat()).await.unwrap().fence;
     for at in 0..ENTRIES {
         let entry = format!("entry {at}");
+        let (endpoint, split) = (chat(), split(at));
         let appended = store.append(
-            &chat(),
+            &endpoint,
             fence,
             Seq::new(at),
             entry.as_bytes(),
-            Some(&split(at)),
+            Some(&split),
         );
         appended.await.unwrap();
     }
