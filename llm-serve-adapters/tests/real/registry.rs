@@ -7,6 +7,7 @@ use llm_serve_adapters::host::Manifests as _;
 use llm_serve_adapters::registry::{OciCode, OciRegistryError, OciRepository};
 use llm_version_core::fs::{BuildOptions, VerifyOptions, build, verify};
 use llm_version_core::{Digest, Manifest};
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -38,10 +39,12 @@ impl Registry {
         if guarded {
             let users = folder.path().join("users");
             fs::write(&users, HASHED).unwrap();
-            config += &format!(
+            write!(
+                config,
                 "auth:\n  htpasswd:\n    realm: models\n    path: {}\n",
                 users.display()
-            );
+            )
+            .unwrap();
         }
         fs::write(folder.path().join("config.yml"), config).unwrap();
         let process = Process::start(folder.path(), "docker-registry", &["serve", "config.yml"]);

@@ -139,7 +139,9 @@ async fn server() -> (Shared, MlflowModel) {
     let mlflow = Shared::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
-    let app = Router::new().fallback(answer).with_state(mlflow.clone());
+    let app = Router::new()
+        .fallback(answer)
+        .with_state(Arc::clone(&mlflow));
     tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
     (mlflow, MlflowModel::open(&address, "chat").unwrap())
 }

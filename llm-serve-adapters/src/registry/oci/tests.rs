@@ -177,7 +177,7 @@ impl Place {
         let address = format!("http://127.0.0.1:{}", listener.local_addr().unwrap().port());
         let app = Router::new()
             .fallback(answer)
-            .with_state((registry.clone(), address.clone()));
+            .with_state((Arc::clone(&registry), address.clone()));
         tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         let folder = tempfile::tempdir().unwrap();
         let here = folder.path().join("here");

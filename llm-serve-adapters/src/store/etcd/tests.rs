@@ -122,7 +122,7 @@ async fn cluster() -> (Shared, String) {
     let etcd = Shared::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
-    let app = Router::new().fallback(answer).with_state(etcd.clone());
+    let app = Router::new().fallback(answer).with_state(Arc::clone(&etcd));
     tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
     (etcd, address)
 }
