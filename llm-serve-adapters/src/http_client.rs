@@ -260,7 +260,8 @@ impl Http {
 pub(crate) fn refusal(status: u16) -> Option<ErrorKind> {
     match status {
         200..=299 => None,
-        408 | 425 | 429 => Some(ErrorKind::Transient),
+        // 424 is what text-generation-inference says of a generation that failed.
+        408 | 424 | 425 | 429 => Some(ErrorKind::Transient),
         400..=499 => Some(ErrorKind::Permanent),
         _ => Some(ErrorKind::Transient),
     }
@@ -352,7 +353,7 @@ mod tests {
     #[test]
     fn statuses_say_what_to_do() {
         assert_eq!(refusal(204), None);
-        for again in [301, 408, 425, 429, 500, 503, 599, 100] {
+        for again in [301, 408, 424, 425, 429, 500, 503, 599, 100] {
             assert_eq!(refusal(again), Some(ErrorKind::Transient), "{again}");
         }
         for never in [400, 401, 403, 404, 410, 422] {
