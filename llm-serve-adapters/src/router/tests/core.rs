@@ -479,7 +479,10 @@ fn a_lapsed_router_takes_a_promotion_in_its_epoch() {
     let late = 60_001;
     assert!(core.state(at(late)).lapsed);
     let again = forward(1, 11, 1, 5.0, clock(late));
-    assert!(matches!(core.set(&again, at(late)), Err(Refused::Lapsed(_))));
+    assert!(matches!(
+        core.set(&again, at(late)),
+        Err(Refused::Lapsed(_))
+    ));
     let promote = steady(Direction::Promote, 1, 12, 1, 2, clock(late));
     core.set(&promote, at(late)).unwrap();
     let mut core = serving(5.0);

@@ -1,0 +1,248 @@
+//! Which versions a backend knows, where each runs, and which order was the newest for each.
+#![allow(dead_code, reason = "each server needs its part of it")]
+
+use crate::host::{Error, Result};
+use llm_rollout::Position;
+use llm_version_core::VersionId;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Versions and where they run. Positions are kept in memory only: right after a restart an old order is not recognised.
+pub(super) struct Fleet<T>(Mutex<BTreeMap<VersionId, Slot<T>>>);
+
+struct Slot<T> {
+    place: T,
+    /// The newest load or retirement.
+    newest: Option<Position>,
+    ready: bool,
+    /// That one was a retirement, or a standby.
+    rests: bool,
+}
+
+const LOADING: &str = "loading";
+const RETIRING: &str = "retiring";
+
+impl<T> Default for Fleet<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Clone + PartialEq> Fleet<T> {
+    fn slots(&self) -> MutexGuard<'_, BTreeMap<VersionId, Slot<T>>> {
+        // Whoever panicked in here left it whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says where a version runs. Saying the same again changes nothing.
+    pub(super) fn add(&self, version: VersionId, place: T) -> Result<()> {
+        let mut slots = self.slots();
+        match slots.get(&version) {
+            Some(slot) if slot.place == place => Ok(()),
+            Some(_) => Err(Error::permanent(format!(
+                "version {version} runs somewhere else already: one version runs in one place; remove one of the two"
+            ))),
+            None if slots.values().any(|slot| slot.place == place) => {
+                Err(Error::permanent(format!(
+                    "another version runs where version {version} is to run: give each a place of its own"
+                )))
+            }
+            None => {
+                let slot = Slot {
+                    place,
+                    newest: None,
+                    ready: false,
+                    rests: false,
+                };
+                slots.insert(version, slot);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn place(&self, version: &VersionId) -> Option<T> {
+        self.slots().get(version).map(|slot| slot.place.clone())
+    }
+
+    /// Takes note of a load or retirement, or refuses it for its age. The version is not ready from then on.
+    fn order(&self, what: &str, version: &VersionId, at: Position) -> Result<Option<T>> {
+        let mut slots = self.slots();
+        let Some(slot) = slots.get_mut(version) else {
+            return Ok(None);
+        };
+        if let Some(newest) = slot.newest.filter(|&newest| at < newest) {
+            return Err(Error::permanent(format!(
+                "{what} version {version} at fence {} step {} is refused: fence {} step {} came later; its controller has been replaced",
+                at.fence, at.seq, newest.fence, newest.seq
+            )));
+        }
+        slot.newest = Some(at);
+        slot.ready = false;
+        slot.rests = what == RETIRING;
+        Ok(Some(slot.place.clone()))
+    }
+
+    /// Begins to load a version.
+    pub(super) fn load(&self, version: &VersionId, at: Position) -> Result<T> {
+        self.order(LOADING, version, at)?.ok_or_else(|| {
+            Error::permanent(format!(
+                "version {version} has no place to run: say where with `add`"
+            ))
+        })
+    }
+
+    /// Begins to take a version out of service, for good or to stand by. What runs nowhere has been retired: nothing.
+    pub(super) fn retire(&self, version: &VersionId, at: Position) -> Result<Option<T>> {
+        self.order(RETIRING, version, at)
+    }
+
+    /// Whether this order is still the newest, which a later one may have become in the meantime.
+    pub(super) fn still(&self, version: &VersionId, at: Position) -> Result<()> {
+        match self.slots().get(version) {
+            Some(slot) if slot.newest == Some(at) && !slot.rests => Ok(()),
+            _ => Err(Error::permanent(format!(
+                "version {version} was loaded or retired by a later step in the meantime"
+            ))),
+        }
+    }
+
+    /// The version can serve, unless a later order came.
+    pub(super) fn ready(&self, version: &VersionId, at: Position) -> Result<()> {
+        self.still(version, at)?;
+        if let Some(slot) = self.slots().get_mut(version) {
+            slot.ready = slot.newest == Some(at);
+        }
+        Ok(())
+    }
+
+    /// Whether the version has been prepared, and not retired since.
+    pub(super) fn is_ready(&self, version: &VersionId) -> bool {
+        self.slots().get(version).is_some_and(|slot| slot.ready)
+    }
+
+    /// Whether the version has been told to rest: what was not told anything yet may run all the same.
+    pub(super) fn rests(&self, version: &VersionId) -> bool {
+        self.slots().get(version).is_some_and(|slot| slot.rests)
+    }
+
+    /// The place of the version that was prepared last and is still ready, other than this one.
+    pub(super) fn newest_ready_but(&self, version: &VersionId) -> Option<T> {
+        let slots = self.slots();
+        let others = slots
+            .iter()
+            .filter(|(id, slot)| slot.ready && *id != version);
+        others
+            .max_by_key(|(_, slot)| slot.newest)
+            .map(|(_, slot)| slot.place.clone())
+    }
+}
+
+impl<T> fmt::Debug for Fleet<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        f.debug_list()
+            .entries(slots.keys().map(ToString::to_string))
+            .finish()
+    }
+}
+
+/// The time that one order has, for all that it does.
+#[derive(Clone, Copy)]
+pub(super) struct Deadline {
+    end: Instant,
+    whole: Duration,
+}
+
+impl Deadline {
+    pub(super) fn after(whole: Duration) -> Self {
+        let end = Instant::now() + whole;
+        Self { end, whole }
+    }
+
+    /// What is left of it.
+    pub(super) fn left(&self, what: &str) -> Result<Duration> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(self.over(what));
+        }
+        Ok(left)
+    }
+
+    fn over(&self, what: &str) -> Error {
+        Error::transient(format!(
+            "{what} was not done within {:?}: give it more time, or look at its server",
+            self.whole
+        ))
+    }
+
+    /// Waits a little before the next question; longer each time, up to half a second.
+    pub(super) async fn pause(&self, what: &str, pause: &mut Duration) -> Result<()> {
+        *pause = (*pause * 2).clamp(Duration::from_millis(20), Duration::from_millis(500));
+        tokio::time::sleep(self.left(what)?.min(*pause)).await;
+        Ok(())
+    }
+
+    /// Does it within what is left.
+    pub(super) async fn of<T>(&self, what: &str, work: impl Future<Output = T>) -> Result<T> {
+        tokio::time::timeout(self.left(what)?, work)
+            .await
+            .map_err(|_| self.over(what))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use llm_rollout::{Fence, Seq};
+
+    fn version(digit: char) -> VersionId {
+        format!("chat/v1.0.0-{}", digit.to_string().repeat(64))
+            .parse()
+            .unwrap()
+    }
+
+    fn at(fence: u64, seq: u64) -> Position {
+        Position {
+            fence: Fence::new(fence),
+            seq: Seq::new(seq),
+        }
+    }
+
+    #[test]
+    fn the_newest_order_decides_whether_a_version_is_ready() {
+        let (fleet, v) = (Fleet::default(), version('1'));
+        fleet.add(v.clone(), "a").unwrap();
+        assert_eq!(fleet.load(&v, at(2, 5)).unwrap(), "a");
+        fleet.ready(&v, at(2, 5)).unwrap();
+        for old in [at(2, 4), at(1, 9)] {
+            assert!(fleet.load(&v, old).is_err() && fleet.retire(&v, old).is_err());
+        }
+        assert!(fleet.is_ready(&v), "what is refused has no effect");
+        fleet.load(&v, at(2, 6)).unwrap();
+        fleet.retire(&v, at(2, 7)).unwrap();
+        assert!(fleet.still(&v, at(2, 6)).is_err() && fleet.ready(&v, at(2, 6)).is_err());
+        assert!(!fleet.is_ready(&v));
+        assert!(fleet.load(&version('9'), at(3, 0)).is_err());
+        assert_eq!(fleet.retire(&version('9'), at(3, 0)).unwrap(), None);
+    }
+
+    #[test]
+    fn each_version_has_a_place_of_its_own() {
+        let fleet = Fleet::default();
+        fleet.add(version('1'), "a").unwrap();
+        fleet.add(version('1'), "a").unwrap();
+        assert!(fleet.add(version('1'), "b").is_err());
+        assert!(fleet.add(version('2'), "a").is_err());
+        fleet.add(version('2'), "b").unwrap();
+        assert_eq!(fleet.newest_ready_but(&version('1')), None);
+        for (v, seq) in [('1', 2), ('2', 1)] {
+            fleet.load(&version(v), at(1, seq)).unwrap();
+            fleet.ready(&version(v), at(1, seq)).unwrap();
+        }
+        assert_eq!(fleet.newest_ready_but(&version('1')), Some("b"));
+        assert_eq!(fleet.newest_ready_but(&version('9')), Some("a"));
+    }
+}
