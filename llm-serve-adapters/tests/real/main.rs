@@ -10,8 +10,10 @@
 )]
 
 mod alertmanager;
+mod canary;
 mod etcd;
 mod evals;
+mod gpu;
 mod haproxy;
 mod llama;
 mod made_up;
@@ -23,6 +25,9 @@ mod registry;
 mod s3;
 mod sqlite;
 mod stack;
+mod torchserve;
+mod triton;
+mod vllm;
 
 /// Tells the runner that this adapter has met this component, for the table of adapters.
 fn verified(adapter: &str, component: &str, version: &str) {

@@ -130,18 +130,38 @@ pub(crate) async fn http_with(
     headers: &str,
     body: &str,
 ) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-    let length = body.len();
-    let request = format!(
-        "{method} {path} HTTP/1.0\r\nHost: localhost\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
-    );
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut reply = Vec::new();
-    stream.read_to_end(&mut reply).await.ok()?;
+    let exchange = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut reply = Vec::new();
+        // Some keep the connection open all the same: then the length says where the end is.
+        while !is_whole(&reply) && stream.read_buf(&mut reply).await.ok()? > 0 {}
+        Some(reply)
+    };
+    // A server that hangs is one that does not answer.
+    let reply = tokio::time::timeout(Duration::from_secs(20), exchange)
+        .await
+        .ok()??;
     let reply = String::from_utf8_lossy(&reply);
     let (head, body) = reply.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
     Some((status, body.to_owned()))
+}
+
+/// Whether a reply has as many bytes as it says.
+fn is_whole(reply: &[u8]) -> bool {
+    let Some(end) = reply.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
+        return false;
+    };
+    let head = String::from_utf8_lossy(&reply[..end]).to_ascii_lowercase();
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"));
+    length.is_some_and(|length| length.trim().parse() == Ok(reply.len() - end - 4))
 }
 
 /// Waits until it answers this path with 200.

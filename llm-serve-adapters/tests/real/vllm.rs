@@ -1,0 +1,207 @@
+//! A real vLLM: asleep and awake, paused and resumed, known by its weights, and not healthy while it says that it is.
+
+use crate::process::{Process, free_port, http, until};
+use crate::stack::env;
+use llm_rollout::{Fence, Position, Seq};
+use llm_serve_adapters::backend::{EngineBackend, EngineVersion};
+use llm_serve_adapters::host::{ErrorKind, ServingBackend as _};
+use llm_version_core::VersionId;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+fn version(n: u8) -> VersionId {
+    crate::canary::version(n)
+}
+
+fn at(seq: u64) -> Position {
+    Position {
+        fence: Fence::new(1),
+        seq: Seq::new(seq),
+    }
+}
+
+/// It takes a minute or more to start, on a busy CPU several.
+async fn started(port: u16) {
+    let begun = Instant::now();
+    while http(port, "GET", "/v1/models", "")
+        .await
+        .is_none_or(|(status, _)| status != 200)
+    {
+        assert!(
+            begun.elapsed() < Duration::from_secs(900),
+            "vLLM does not start"
+        );
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs vLLM: e2e/run vllm"]
+async fn a_server_rests_wakes_and_is_known_by_its_weights() {
+    let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+    let (model, number) = (env("LLM_E2E_VLLM_MODEL"), port.to_string());
+    let mut args = vec![
+        "VLLM_SERVER_DEV_MODE=1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
+        "VLLM_NO_USAGE_STATS=1",
+        "DO_NOT_TRACK=1",
+        "HF_HUB_OFFLINE=1",
+    ];
+    let on_cpu = env("LLM_E2E_VLLM_CPU") == "yes";
+    if on_cpu {
+        args.extend([
+            "VLLM_CPU_KVCACHE_SPACE=1",
+            "VLLM_CPU_OMP_THREADS_BIND=nobind",
+            "OMP_NUM_THREADS=2",
+        ]);
+    }
+    args.extend([
+        "vllm",
+        "serve",
+        &model,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        &number,
+        "--served-model-name",
+        "chat",
+    ]);
+    args.extend([
+        "--max-model-len",
+        "1024",
+        "--max-num-seqs",
+        "4",
+        "--enforce-eager",
+        "--dtype",
+        "bfloat16",
+        "--shutdown-timeout",
+        "60",
+    ]);
+    if !on_cpu {
+        args.push("--enable-sleep-mode");
+    }
+    let begun = Instant::now();
+    let mut process = Process::start(folder.path(), "env", &args);
+    started(port).await;
+    let up = begun.elapsed();
+
+    let server = || EngineVersion::server(format!("http://127.0.0.1:{port}"), "chat");
+    let of = |n: u8, place| {
+        EngineBackend::vllm()
+            .version(version(n), place)
+            .deadline(Duration::from_secs(300))
+            .build()
+            .unwrap()
+    };
+    let backend = of(1, server());
+    let begun = Instant::now();
+    backend.prepare(&version(1), at(1)).await.unwrap();
+    let ready = begun.elapsed();
+    assert_eq!(backend.healthy(&version(1)).await.unwrap(), Some(true));
+    assert_eq!(backend.in_flight(&version(1)).await.unwrap(), Some(0));
+
+    // The weights that run, by name and by checksum.
+    let (status, info) = http(port, "GET", "/weight_info", "").await.unwrap();
+    assert_eq!(status, 200, "{info}");
+    let name = serde_json::from_str::<Value>(&info).unwrap()["weight_version"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    of(1, server().weights(&name))
+        .prepare(&version(1), at(1))
+        .await
+        .unwrap();
+    let other = of(2, server().weights("another"))
+        .prepare(&version(2), at(1))
+        .await
+        .unwrap_err();
+    assert_eq!(other.kind(), ErrorKind::Permanent, "{other}");
+    let (status, sums) = http(port, "POST", "/weight_checker", r#"{"action": "checksum"}"#)
+        .await
+        .unwrap();
+    assert_eq!(status, 200, "{sums}");
+    let sums: Value = serde_json::from_str(&sums).unwrap();
+    let sums: Vec<(String, String)> = sums["checksums"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned()))
+        .collect();
+    of(1, server().checksums(sums.clone()))
+        .prepare(&version(1), at(1))
+        .await
+        .unwrap();
+    let moved = sums.iter().map(|(k, _)| (k.clone(), "0".to_owned()));
+    let other = of(2, server().checksums(moved))
+        .prepare(&version(2), at(1))
+        .await
+        .unwrap_err();
+    assert_eq!(other.kind(), ErrorKind::Permanent, "{other}");
+
+    // A request that runs is counted.
+    let long = tokio::spawn(async move {
+        let body = json!({"model": "chat", "max_tokens": 60, "ignore_eos": true, "messages": [{"role": "user", "content": "Tell me a story."}]});
+        tokio::time::timeout(
+            Duration::from_secs(120),
+            http(port, "POST", "/v1/chat/completions", &body.to_string()),
+        )
+        .await
+    });
+    until("a request that runs", async || {
+        backend
+            .in_flight(&version(1))
+            .await
+            .unwrap()
+            .filter(|&n| n > 0)
+    })
+    .await;
+    let _answered_or_given_up = long.await.unwrap();
+
+    // Retired it takes no more; prepared again it goes on.
+    backend.retire(&version(1), at(2)).await.unwrap();
+    let (_, paused) = http(port, "GET", "/is_paused", "").await.unwrap();
+    assert!(paused.contains("true"), "{paused}");
+    backend.prepare(&version(1), at(3)).await.unwrap();
+
+    // Told to end it finishes what runs and says 200 under /health, while it answers nobody else.
+    let slow = tokio::spawn(async move {
+        let body = json!({"model": "chat", "max_tokens": 400, "ignore_eos": true, "messages": [{"role": "user", "content": "Tell me a long story."}]});
+        http(port, "POST", "/v1/chat/completions", &body.to_string()).await
+    });
+    until("a request that runs", async || {
+        backend
+            .in_flight(&version(1))
+            .await
+            .unwrap()
+            .filter(|&n| n > 0)
+    })
+    .await;
+    process.signal("TERM");
+    let told = until("an end of its health", async || {
+        let health = http(port, "GET", "/health", "")
+            .await
+            .map(|(status, _)| status);
+        match backend.healthy(&version(1)).await {
+            Ok(Some(true)) => None,
+            // It is gone, or it answers with an error.
+            said => Some((health, said.ok().flatten())),
+        }
+    })
+    .await;
+    slow.abort();
+    println!(
+        "ok      vllm: started in {:.0} s, ready {:.1} s later; {} checksums of its weights; ending, /health says {:?} and a generation {:?}",
+        up.as_secs_f64(),
+        ready.as_secs_f64(),
+        sums.len(),
+        told.0,
+        told.1
+    );
+    let (name, version) = ("vllm", std::env::var("LLM_E2E_VLLM_VERSION").unwrap());
+    crate::verified(name, "vLLM", &version);
+    // What it waits for was given up.
+    until("the end of vLLM", async || {
+        process.has_ended().then_some(())
+    })
+    .await;
+}
