@@ -2,6 +2,10 @@
 //! secret in an error or a debug output.
 #![allow(dead_code, reason = "each adapter needs its part of it")]
 
+mod authorities;
+
+pub use self::authorities::Authorities;
+
 use crate::host::{Error, ErrorKind, Result};
 pub(crate) use reqwest::Method;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
@@ -147,6 +151,11 @@ impl fmt::Debug for Http {
 
 impl Http {
     pub(crate) fn new() -> Result<Self> {
+        Self::trusting(&Authorities::default())
+    }
+
+    /// Trusts these authorities too.
+    pub(crate) fn trusting(authorities: &Authorities) -> Result<Self> {
         let unusable =
             |e: &dyn fmt::Display| Error::permanent(format!("no HTTP client can be made: {e}"));
         // The provider is named here: nothing is installed for the whole process.
@@ -154,7 +163,10 @@ impl Http {
         let tls = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|e| unusable(&e))?;
-        let (tls, untrusting) = match rustls_platform_verifier::Verifier::new(provider) {
+        let (tls, untrusting) = match rustls_platform_verifier::Verifier::new_with_extra_roots(
+            authorities.certificates(),
+            provider,
+        ) {
             Ok(verifier) => (
                 tls.dangerous()
                     .with_custom_certificate_verifier(Arc::new(verifier)),

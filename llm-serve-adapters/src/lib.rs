@@ -1,6 +1,8 @@
 //! How a rollout is done: host traits, controller, router, recorder, stores, tower layer.
 #![deny(missing_docs)]
 
+#[cfg(feature = "alarm-webhook")]
+pub mod alarm;
 pub mod apply;
 pub mod backend;
 #[cfg(feature = "calendar")]
@@ -29,10 +31,14 @@ pub mod recorder;
 pub mod registry;
 pub mod router;
 pub mod shadow;
+#[cfg(any(feature = "alarm-webhook", feature = "webhook"))]
+mod signature;
 #[cfg(feature = "prometheus")]
 pub mod source;
 pub mod store;
 mod sync;
+#[cfg(any(feature = "metrics", feature = "opentelemetry"))]
+pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod waves;
@@ -46,5 +52,7 @@ pub use endpoint::{
     AdministerError, Bootstrap, CommandError, Endpoint, EndpointBuilder, OpenError, Return,
     ReturnError, Run, Status, SubmitError, Supersede,
 };
+#[cfg(feature = "http-client")]
+pub use http_client::Authorities;
 pub use incidents::IncidentFolder;
 pub use waves::{WavesBuilder, WavesError, WavesRun};

@@ -24,6 +24,8 @@ mod ticket;
 mod waiting;
 
 pub use self::exemplars::{Exemplar, Exemplars};
+#[cfg(any(feature = "metrics", feature = "opentelemetry"))]
+pub(crate) use self::histogram::Heights;
 pub(crate) use self::labels::Cohorts;
 pub use self::labels::{LabelSum, Labels, NotLabelled};
 pub use self::snapshot::{Realised, Row, Snapshot};

@@ -5,6 +5,8 @@
 //! `increase`, no extrapolation. Resets are noticed; what was lost by one counts as nothing. An answer that is empty, stale,
 //! partial, infinite or no number is an error and never a window.
 
+#[cfg(test)]
+mod conformance;
 mod measure;
 mod prometheus;
 mod scrape;

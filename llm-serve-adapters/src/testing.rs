@@ -2,6 +2,8 @@
 
 pub mod backend;
 pub mod evaluator;
+pub mod notifier;
+pub mod source;
 pub mod store;
 
 use std::fmt;

@@ -2,7 +2,7 @@
 
 use super::identity::Golden;
 use crate::host::{Error, ErrorKind, Result};
-use crate::http_client::{Address, Call, Http, Reply, bearer, clip, refusal};
+use crate::http_client::{Address, Authorities, Call, Http, Reply, bearer, clip, refusal};
 use reqwest::header::HeaderMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -310,6 +310,14 @@ impl ChatClient {
     /// `Permanent` for an address, a model name or a key that cannot be used.
     pub fn new(upstream: &Upstream) -> Result<Self> {
         Self::with(Http::new()?, upstream)
+    }
+
+    /// The same, trusting these certificate authorities beside those of the system.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn trusting(upstream: &Upstream, authorities: &Authorities) -> Result<Self> {
+        Self::with(Http::trusting(authorities)?, upstream)
     }
 
     pub(super) fn with(http: Http, upstream: &Upstream) -> Result<Self> {

@@ -4,7 +4,7 @@ use super::chat::{ChatClient, Upstream};
 use super::slots::{Slots, Wish};
 use super::warm_up::WarmUp;
 use crate::host::{Result, ServingBackend};
-use crate::http_client::Http;
+use crate::http_client::{Authorities, Http};
 use async_trait::async_trait;
 use llm_rollout::Position;
 use llm_version_core::VersionId;
@@ -46,12 +46,19 @@ pub struct OpenAiBackendBuilder {
     upstreams: Vec<(VersionId, Upstream)>,
     warm_up: WarmUp,
     counter: Option<Counter>,
+    authorities: Authorities,
 }
 
 impl OpenAiBackendBuilder {
     /// Where a version runs.
     pub fn upstream(mut self, version: VersionId, upstream: Upstream) -> Self {
         self.upstreams.push((version, upstream));
+        self
+    }
+
+    /// Trusts these certificate authorities beside those of the system.
+    pub fn trust(mut self, authorities: Authorities) -> Self {
+        self.authorities = authorities;
         self
     }
 
@@ -91,9 +98,10 @@ impl OpenAiBackendBuilder {
             upstreams,
             warm_up,
             counter,
+            authorities,
         } = self;
         let backend = OpenAiBackend {
-            http: Http::new()?,
+            http: Http::trusting(&authorities)?,
             slots: Slots::new(),
             warm_up: warm_up.checked()?,
             counter,
@@ -120,6 +128,7 @@ impl OpenAiBackend {
             upstreams: Vec::new(),
             warm_up: WarmUp::default(),
             counter: None,
+            authorities: Authorities::default(),
         }
     }
 

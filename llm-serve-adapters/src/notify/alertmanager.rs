@@ -2,7 +2,7 @@
 
 use super::post::{self, Post};
 use crate::host::{Error, Letter, Notifier, Result};
-use crate::http_client::{Address, bearer};
+use crate::http_client::{Address, Authorities, bearer};
 use async_trait::async_trait;
 use reqwest::header::HeaderMap;
 use serde::Serialize;
@@ -122,6 +122,15 @@ impl AlertmanagerNotifier {
     pub fn all_notices(mut self) -> Self {
         self.all = true;
         self
+    }
+
+    /// Trusts these certificate authorities beside those of the system.
+    ///
+    /// # Errors
+    /// `Permanent` if no client can be made with them.
+    pub fn trust(mut self, authorities: &Authorities) -> Result<Self> {
+        self.post.trust(authorities)?;
+        Ok(self)
     }
 
     /// How long one attempt may take, 10 seconds unless told otherwise.

@@ -6,7 +6,11 @@ use std::fmt;
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
-/// Writes one line for each notice, to standard error or wherever the host says: no logging framework needed.
+/// Longest text, in characters.
+const LONGEST: usize = 8_000;
+
+/// Writes one line for each notice, to standard error or wherever the host says: no logging framework needed. A text of more
+/// than 8,000 characters is cut off.
 ///
 /// ```text
 /// chat: rollout chat-v2: promoted [12.0]
@@ -67,10 +71,12 @@ fn line(letter: &Letter<'_>) -> String {
     let text: String = notice
         .text
         .chars()
+        .take(LONGEST)
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
+    let cut = notice.text.chars().nth(LONGEST).map_or("", |_| " ...");
     format!(
-        "{page}{endpoint}: rollout {}: {text} [{id}]\n",
+        "{page}{endpoint}: rollout {}: {text}{cut} [{id}]\n",
         notice.rollout
     )
 }

@@ -1,7 +1,7 @@
 //! Posting a notice as JSON: what the notifiers over HTTP share.
 
 use crate::host::{Error, Letter, Result};
-use crate::http_client::{Address, Call, Http, clip, refusal};
+use crate::http_client::{Address, Authorities, Call, Http, clip, refusal};
 use reqwest::header::HeaderMap;
 use serde::Serialize;
 use std::time::Duration;
@@ -25,6 +25,12 @@ impl Post {
             to,
             timeout: TIMEOUT,
         })
+    }
+
+    /// Trusts these authorities too.
+    pub(super) fn trust(&mut self, authorities: &Authorities) -> Result<()> {
+        self.http = Http::trusting(authorities)?;
+        Ok(())
     }
 
     /// Posts it. 2xx is success; 4xx other than 408, 425 and 429 is `Permanent`; the rest is `Transient`.
@@ -72,7 +78,6 @@ pub(super) fn json(letter: &Letter<'_>, body: &impl Serialize) -> Result<Vec<u8>
 }
 
 /// At most this many characters, with a sign that some were left out.
-#[cfg(any(feature = "slack", feature = "alertmanager"))]
 pub(super) fn shorten(text: &str, most: usize) -> String {
     let mut short: String = text.chars().take(most).collect();
     if text.chars().nth(most).is_some() {

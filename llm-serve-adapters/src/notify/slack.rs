@@ -2,7 +2,7 @@
 
 use super::post::{self, Post};
 use crate::host::{Letter, Notifier, Result};
-use crate::http_client::Address;
+use crate::http_client::{Address, Authorities};
 use async_trait::async_trait;
 use reqwest::header::HeaderMap;
 use serde::Serialize;
@@ -59,6 +59,15 @@ impl SlackNotifier {
         Ok(Self {
             post: Post::new(Address::parse(webhook)?)?,
         })
+    }
+
+    /// Trusts these certificate authorities beside those of the system.
+    ///
+    /// # Errors
+    /// `Permanent` if no client can be made with them.
+    pub fn trust(mut self, authorities: &Authorities) -> Result<Self> {
+        self.post.trust(authorities)?;
+        Ok(self)
     }
 
     /// How long one attempt may take, 10 seconds unless told otherwise.

@@ -1,26 +1,24 @@
 //! Notices as signed webhooks.
 
 use super::post::{self, Post};
-use crate::host::{Error, Letter, Notifier, Result};
-use crate::http_client::{Address, secret};
+use crate::host::{Letter, Notifier, Result};
+use crate::http_client::{Address, Authorities, secret};
+use crate::signature::Secret;
 use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use hmac::{Hmac, KeyInit, Mac};
 use reqwest::header::{HeaderMap, HeaderName};
 use serde::Serialize;
-use sha2::Sha256;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-const SHORTEST_SECRET: usize = 16;
+/// Longest text, in characters: a body then has less than 64 KiB, however it is escaped.
+const LONGEST: usize = 8_000;
 
 /// Posts each notice as JSON, signed as the Standard Webhooks specification has it, so that receivers can use a ready library.
 ///
 /// The body is `{"id", "endpoint", "rollout", "page", "text"}`. `webhook-id` is the same text as `id` in the body and stays the
 /// same when a notice is sent again; `webhook-timestamp` is the time of sending in Unix seconds; `webhook-signature` is `v1,`
 /// and the base64 form of HMAC-SHA256 over `id.timestamp.body`. A receiver checks the signature, refuses old timestamps, and
-/// drops ids that it has seen.
+/// drops ids that it has seen. A text of more than 8,000 characters is cut off.
 ///
 /// 2xx is success; 4xx other than 408, 425 and 429 is `Permanent`; the rest is `Transient`. Redirects are not followed, and
 /// proxies are not used. Neither the secret nor the path of the address shows up in errors or debug output.
@@ -35,7 +33,7 @@ const SHORTEST_SECRET: usize = 16;
 /// ```
 pub struct WebhookNotifier {
     post: Post,
-    key: Hmac<Sha256>,
+    secret: Secret,
 }
 
 #[derive(Serialize)]
@@ -44,7 +42,7 @@ struct Body<'a> {
     endpoint: &'a str,
     rollout: &'a str,
     page: bool,
-    text: &'a str,
+    text: String,
 }
 
 impl WebhookNotifier {
@@ -53,20 +51,19 @@ impl WebhookNotifier {
     /// # Errors
     /// `Permanent` for an address that is not one, or a secret that is too short.
     pub fn new(address: &str, secret: impl AsRef<[u8]>) -> Result<Self> {
-        let secret = secret.as_ref();
-        if secret.len() < SHORTEST_SECRET {
-            return Err(Error::permanent(format!(
-                "the webhook's secret has {} bytes: give at least {SHORTEST_SECRET} random ones",
-                secret.len()
-            )));
-        }
-        let key = Hmac::new_from_slice(secret).map_err(|e| {
-            Error::permanent("the webhook's secret cannot be used: give another").because(e)
-        })?;
         Ok(Self {
             post: Post::new(Address::parse(address)?)?,
-            key,
+            secret: Secret::new(secret.as_ref())?,
         })
+    }
+
+    /// Trusts these certificate authorities beside those of the system.
+    ///
+    /// # Errors
+    /// `Permanent` if no client can be made with them.
+    pub fn trust(mut self, authorities: &Authorities) -> Result<Self> {
+        self.post.trust(authorities)?;
+        Ok(self)
     }
 
     /// How long one attempt may take, 10 seconds unless told otherwise.
@@ -85,10 +82,10 @@ impl WebhookNotifier {
             endpoint: letter.endpoint.as_str(),
             rollout: notice.rollout.as_str(),
             page: notice.page,
-            text: &notice.text,
+            text: post::shorten(&notice.text, LONGEST),
         };
         let body = post::json(letter, &body)?;
-        let signature = self.signature(&id, seconds, &body);
+        let signature = self.secret.sign(&id, seconds, &body);
         let headers = HeaderMap::from_iter([
             (
                 HeaderName::from_static("webhook-id"),
@@ -101,13 +98,6 @@ impl WebhookNotifier {
             ),
         ]);
         Ok((headers, body))
-    }
-
-    fn signature(&self, id: &str, seconds: u64, body: &[u8]) -> String {
-        let mut mac = self.key.clone();
-        mac.update(format!("{id}.{seconds}.").as_bytes());
-        mac.update(body);
-        format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()))
     }
 }
 
@@ -138,7 +128,11 @@ mod tests {
     use axum::Router;
     use axum::http::{HeaderMap, StatusCode};
     use axum::routing::post;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use hmac::{Hmac, KeyInit, Mac};
     use llm_rollout::{EndpointId, IntentId, Notice, RolloutId, Seq};
+    use sha2::Sha256;
     use std::sync::{Arc, Mutex};
     use tokio::net::TcpListener;
 
@@ -233,7 +227,7 @@ mod tests {
         let secret = STANDARD.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
         let notifier = WebhookNotifier::new("http://localhost", secret).unwrap();
         assert_eq!(
-            notifier.signature(
+            notifier.secret.sign(
                 "msg_p5jXN8AQM9LWM0D4loKWxJek",
                 1_614_265_330,
                 br#"{"test": 2432232314}"#

@@ -83,6 +83,19 @@ impl Totals {
         histogram::quantile(self.part(GAP..WORDS), part)
     }
 
+    /// Times from start to end, to the first token, and per output token.
+    #[cfg(any(feature = "metrics", feature = "opentelemetry"))]
+    pub(crate) fn heights(&self) -> [histogram::Heights; 3] {
+        let seconds = |range| histogram::heights(self.part(range));
+        let tenths = seconds(PACE..GAP);
+        let pace = tenths.into_iter().map(|(value, n)| (value / 10.0, n));
+        [
+            seconds(DURATION..PACE),
+            seconds(FIRST..VAIN),
+            pace.collect(),
+        ]
+    }
+
     /// Adds what has come since an earlier reading.
     pub(crate) fn gain(&mut self, now: &Self, before: Option<&Self>) {
         for (index, word) in self.words.iter_mut().enumerate() {

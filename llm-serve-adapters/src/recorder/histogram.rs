@@ -43,6 +43,28 @@ pub(crate) fn over(counts: &[u64], threshold: Duration) -> u64 {
         .sum()
 }
 
+/// The middle of a bucket, in milliseconds.
+fn middle(index: usize) -> f64 {
+    let (low, next) = (lower(index), lower(index + 1));
+    if index + 1 == BUCKETS {
+        low as f64
+    } else {
+        (low + next - 1) as f64 / 2.0
+    }
+}
+
+/// Values in seconds, in order, and how often each was met.
+#[cfg(any(feature = "metrics", feature = "opentelemetry"))]
+pub(crate) type Heights = Vec<(f64, u64)>;
+
+/// What was met, each value as the middle of its bucket.
+#[cfg(any(feature = "metrics", feature = "opentelemetry"))]
+pub(crate) fn heights(counts: &[u64]) -> Heights {
+    let met = counts.iter().enumerate().filter(|(_, n)| **n > 0);
+    met.map(|(index, n)| (middle(index) / 1_000.0, *n))
+        .collect()
+}
+
 /// The value below which this part of all values lies; none if there are none.
 pub(crate) fn quantile(counts: &[u64], part: f64) -> Option<Duration> {
     let n: u64 = counts.iter().sum();
@@ -60,13 +82,7 @@ pub(crate) fn quantile(counts: &[u64], part: f64) -> Option<Duration> {
         seen += count;
         seen >= rank
     })?;
-    let (low, next) = (lower(index), lower(index + 1));
-    let middle = if index + 1 == BUCKETS {
-        low as f64
-    } else {
-        (low + next - 1) as f64 / 2.0
-    };
-    Some(Duration::from_secs_f64(middle / 1_000.0))
+    Some(Duration::from_secs_f64(middle(index) / 1_000.0))
 }
 
 #[cfg(test)]

@@ -131,6 +131,18 @@ impl Row {
         self.version
     }
 
+    /// Adds what has come to another row since an earlier reading of that row.
+    #[cfg(any(feature = "metrics", feature = "opentelemetry"))]
+    pub(crate) fn gain(&mut self, now: &Self, before: Option<&Self>) {
+        self.totals.gain(&now.totals, before.map(|row| &row.totals));
+    }
+
+    /// Times from start to end, to the first token, and per output token.
+    #[cfg(any(feature = "metrics", feature = "opentelemetry"))]
+    pub(crate) fn heights(&self) -> [super::Heights; 3] {
+        self.totals.heights()
+    }
+
     /// Requests assigned.
     pub fn assigned(&self) -> u64 {
         self.totals.get(cell::ASSIGNED)

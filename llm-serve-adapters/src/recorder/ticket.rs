@@ -52,6 +52,21 @@ impl OutcomeClass {
         Self::SafetyBlock,
     ];
 
+    /// As it is written in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::ClientCancel => "client_cancel",
+            Self::ClientError => "client_error",
+            Self::Overload => "overload",
+            Self::Timeout => "timeout",
+            Self::UpstreamError => "upstream_error",
+            Self::MidStreamError => "mid_stream_error",
+            Self::Malformed => "malformed",
+            Self::SafetyBlock => "safety_block",
+        }
+    }
+
     /// Whether it is the version's fault, whatever the load.
     pub const fn is_fault(self) -> bool {
         matches!(

@@ -22,6 +22,8 @@ const PRECISION: u8 = 5;
 pub struct Series {
     name: String,
     rules: Vec<(String, Rule)>,
+    /// Whether the bounds of a histogram are milliseconds.
+    milliseconds: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +39,23 @@ impl Series {
         Self {
             name: name.into(),
             rules: Vec::new(),
+            milliseconds: false,
+        }
+    }
+
+    /// A histogram whose bounds are milliseconds, as Envoy's are, rather than seconds.
+    #[must_use]
+    pub fn milliseconds(mut self) -> Self {
+        self.milliseconds = true;
+        self
+    }
+
+    /// A bound of a histogram, in seconds.
+    pub(super) fn seconds(&self, bound: f64) -> f64 {
+        if self.milliseconds {
+            bound / 1_000.0
+        } else {
+            bound
         }
     }
 
@@ -83,7 +102,7 @@ impl Series {
     pub(super) fn buckets(&self) -> Self {
         Self {
             name: format!("{}_bucket", self.name),
-            rules: self.rules.clone(),
+            ..self.clone()
         }
     }
 
@@ -164,6 +183,8 @@ fn literal(text: &str) -> String {
 pub(super) enum Measure {
     /// Requests, and those among them that count.
     Ratio { all: Series, bad: Series },
+    /// Requests that do not count, and those that do, in counters of their own.
+    Apart { good: Series, bad: Series },
     /// Requests by their seconds, in a histogram of buckets.
     Classic(Series),
     /// The same in a native histogram.
@@ -181,7 +202,9 @@ impl Measures {
 
     pub(super) fn check(&self) -> Result<()> {
         self.0.values().try_for_each(|measure| match measure {
-            Measure::Ratio { all, bad } => all.check().and_then(|()| bad.check()),
+            Measure::Ratio { all: one, bad } | Measure::Apart { good: one, bad } => {
+                one.check().and_then(|()| bad.check())
+            }
             Measure::Classic(series) | Measure::Native(series) => series.check(),
         })
     }
@@ -216,8 +239,8 @@ impl Measure {
     /// Every series that it takes; the first one tells how many requests there were.
     pub(super) fn series(&self) -> Vec<Wanted> {
         match self {
-            Self::Ratio { all, bad } => {
-                vec![Wanted::Counter(all.clone()), Wanted::Counter(bad.clone())]
+            Self::Ratio { all: one, bad } | Self::Apart { good: one, bad } => {
+                vec![Wanted::Counter(one.clone()), Wanted::Counter(bad.clone())]
             }
             Self::Classic(series) => vec![Wanted::Classic(series.clone())],
             Self::Native(series) => vec![Wanted::Native(series.clone())],
@@ -236,6 +259,13 @@ impl Measure {
                 n: gain(all).total,
                 k: gain(bad).total,
             },
+            (Self::Apart { .. }, [good, bad]) => {
+                let (good, bad) = (gain(good).total, gain(bad).total);
+                Counts {
+                    n: good.saturating_add(bad),
+                    k: bad,
+                }
+            }
             (_, [histogram]) => over(metric, def, &gain(histogram))?,
             _ => Counts::default(),
         };

@@ -3,7 +3,7 @@
 use super::measure::{Measure, Measures, Readings, Series, Wanted};
 use super::series::{Arm, Gains, Group, Groups, Sample, Stand, count, reading, until};
 use crate::host::{Cursor, Error, MetricSource, Past, Query, Reading, Result};
-use crate::http_client::{Address, Call, Http, bearer, clip, refusal};
+use crate::http_client::{Address, Authorities, Call, Http, bearer, clip, refusal};
 use async_trait::async_trait;
 use llm_gates::Counts;
 use llm_rollout::Timestamp;
@@ -76,6 +76,7 @@ pub struct PrometheusSourceBuilder {
     measures: Measures,
     fresh: Duration,
     timeout: Duration,
+    authorities: Authorities,
 }
 
 impl PrometheusSourceBuilder {
@@ -86,7 +87,16 @@ impl PrometheusSourceBuilder {
         self
     }
 
-    /// Counts a metric of the plan that has a limit in time by a classic histogram of seconds.
+    /// Counts a metric of the plan by two counters that have nothing in common: requests that do not count, and those that do, as
+    /// Triton has them.
+    pub fn apart(mut self, metric: impl Into<String>, good: Series, bad: Series) -> Self {
+        self.measures
+            .insert(metric.into(), Measure::Apart { good, bad });
+        self
+    }
+
+    /// Counts a metric of the plan that has a limit in time by a classic histogram of seconds, or of
+    /// [milliseconds](Series::milliseconds).
     pub fn histogram(mut self, metric: impl Into<String>, series: Series) -> Self {
         self.measures
             .insert(metric.into(), Measure::Classic(series));
@@ -128,6 +138,12 @@ impl PrometheusSourceBuilder {
         self
     }
 
+    /// Trusts these certificate authorities beside those of the system.
+    pub fn trust(mut self, authorities: Authorities) -> Self {
+        self.authorities = authorities;
+        self
+    }
+
     /// How long one query may take, 10 seconds unless told otherwise.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -149,7 +165,7 @@ impl PrometheusSourceBuilder {
             Series::new("x").is(label, "").check()?;
         }
         Ok(PrometheusSource {
-            http: Http::new()?,
+            http: Http::trusting(&self.authorities)?,
             to,
             headers: self
                 .token
@@ -237,6 +253,7 @@ impl PrometheusSource {
             measures: Measures::default(),
             fresh: FRESH,
             timeout: TIMEOUT,
+            authorities: Authorities::default(),
         }
     }
 
@@ -437,7 +454,7 @@ fn native(series: &Series, arm: Arm, row: Row) -> Result<(String, Group)> {
         for (_, _, upper, inside) in &histogram.buckets {
             let inside = count(&own, number(series, inside)?)?;
             cumulative = cumulative.saturating_add(inside);
-            below.push((number(series, upper)?, cumulative));
+            below.push((series.seconds(number(series, upper)?), cumulative));
         }
         let total = count(&own, number(series, &histogram.count)?)?;
         samples.push(Sample {
@@ -502,6 +519,7 @@ fn classic(series: &Series, rows: Vec<(Arm, Row)>) -> Result<Groups> {
 pub(super) fn bound(series: &Series, le: Option<&String>) -> Result<f64> {
     le.and_then(|le| le.parse().ok())
         .filter(|bound: &f64| !bound.is_nan())
+        .map(|bound| series.seconds(bound))
         .ok_or_else(|| {
             Error::permanent(format!(
                 "{series} has no bound in its label \"le\": it is no histogram"

@@ -5,12 +5,13 @@ use super::prometheus::{bound, names, whole};
 use super::series::{Arm, Group, Groups, Stand, reading};
 use super::text::{Line, lines};
 use crate::host::{Cursor, Error, MetricSource, Query, Reading, Result};
-use crate::http_client::{Address, Call, Http, bearer, clip, refusal};
+use crate::http_client::{Address, Authorities, Call, Http, bearer, clip, refusal};
 use async_trait::async_trait;
 use llm_rollout::Timestamp;
 use llm_version_core::VersionId;
 use reqwest::header::HeaderMap;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,6 +24,18 @@ const REPLY: usize = 8 << 20;
 const REPLICAS: usize = 256;
 
 /// Reads the plan's metrics from the `/metrics` of the replicas that serve each version, without a Prometheus server.
+///
+/// A proxy, or a server with several versions in it, has the series of all versions at one address:
+/// [`labelled`](ScrapeSourceBuilder::labelled) tells which are whose. Which series to name:
+///
+/// | at | requests and faults | times |
+/// |---|---|---|
+/// | vLLM | `vllm:request_success_total` by `finished_reason` | `vllm:time_to_first_token_seconds`, `vllm:e2e_request_latency_seconds` |
+/// | Envoy, by `envoy_cluster_name` | `envoy_cluster_upstream_rq_xx` by `envoy_response_code_class` | `envoy_cluster_upstream_rq_time`, in milliseconds |
+/// | HAProxy, by `server` | `haproxy_server_http_responses_total` by `code` | - |
+/// | Triton, by `version` | `nv_inference_request_success` and `nv_inference_request_failure`, [`apart`](ScrapeSourceBuilder::apart) | - |
+/// | TorchServe, by `model_version` | `ts_inference_requests_total`, without faults | - |
+/// | llama.cpp server | - | - |
 ///
 /// Every replica of both versions must answer each time, or there is no window: half an answer is none. Counters that fall have
 /// been reset; a replica that is new counts from its first scrape on. **What engines count is not what users meet**: most have no
@@ -46,24 +59,47 @@ const REPLICAS: usize = 256;
 pub struct ScrapeSource {
     http: Http,
     headers: HeaderMap,
-    replicas: Mutex<Vec<(VersionId, Address)>>,
+    replicas: Mutex<Vec<Replica>>,
     measures: Measures,
     timeout: Duration,
+}
+
+/// Where a version's series are found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Replica {
+    version: VersionId,
+    address: Address,
+    /// Only series with this label are the version's.
+    label: Option<(String, String)>,
 }
 
 /// Builds a [`ScrapeSource`].
 #[must_use = "it does nothing until it is built"]
 pub struct ScrapeSourceBuilder {
-    replicas: Vec<(VersionId, String)>,
+    replicas: Vec<(VersionId, String, Option<(String, String)>)>,
     token: Option<String>,
     measures: Measures,
     timeout: Duration,
+    authorities: Authorities,
 }
 
 impl ScrapeSourceBuilder {
     /// A replica of a version, by the address of its metrics.
     pub fn replica(mut self, version: VersionId, address: impl Into<String>) -> Self {
-        self.replicas.push((version, address.into()));
+        self.replicas.push((version, address.into(), None));
+        self
+    }
+
+    /// The same, where series with this label alone are the version's: a proxy's metrics tell of all versions.
+    pub fn labelled(
+        mut self,
+        version: VersionId,
+        address: impl Into<String>,
+        label: impl Into<String>,
+        value: impl Into<String>,
+    ) -> Self {
+        let label = Some((label.into(), value.into()));
+        self.replicas.push((version, address.into(), label));
         self
     }
 
@@ -74,7 +110,15 @@ impl ScrapeSourceBuilder {
         self
     }
 
-    /// Counts a metric of the plan that has a limit in time by a histogram of seconds.
+    /// Counts a metric of the plan by two counters that have nothing in common: requests that do not count, and those that do, as
+    /// Triton has them.
+    pub fn apart(mut self, metric: impl Into<String>, good: Series, bad: Series) -> Self {
+        self.measures
+            .insert(metric.into(), Measure::Apart { good, bad });
+        self
+    }
+
+    /// Counts a metric of the plan that has a limit in time by a histogram of seconds, or of [milliseconds](Series::milliseconds).
     pub fn histogram(mut self, metric: impl Into<String>, series: Series) -> Self {
         self.measures
             .insert(metric.into(), Measure::Classic(series));
@@ -84,6 +128,12 @@ impl ScrapeSourceBuilder {
     /// Sends this bearer token to every replica.
     pub fn bearer(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
+        self
+    }
+
+    /// Trusts these certificate authorities beside those of the system.
+    pub fn trust(mut self, authorities: Authorities) -> Self {
+        self.authorities = authorities;
         self
     }
 
@@ -100,7 +150,7 @@ impl ScrapeSourceBuilder {
     pub fn build(self) -> Result<ScrapeSource> {
         self.measures.check()?;
         let source = ScrapeSource {
-            http: Http::new()?,
+            http: Http::trusting(&self.authorities)?,
             headers: self
                 .token
                 .as_deref()
@@ -109,8 +159,8 @@ impl ScrapeSourceBuilder {
             measures: self.measures,
             timeout: self.timeout,
         };
-        for (version, address) in self.replicas {
-            source.add(version, &address)?;
+        for (version, address, label) in self.replicas {
+            source.add_labelled(version, &address, label)?;
         }
         Ok(source)
     }
@@ -142,6 +192,7 @@ impl ScrapeSource {
             token: None,
             measures: Measures::default(),
             timeout: TIMEOUT,
+            authorities: Authorities::default(),
         }
     }
 
@@ -150,7 +201,21 @@ impl ScrapeSource {
     /// # Errors
     /// `Permanent` for an address that is none, or too many replicas.
     pub fn add(&self, version: VersionId, address: &str) -> Result<()> {
-        let replica = (version, Address::parse(address)?);
+        self.add_labelled(version, address, None)
+    }
+
+    fn add_labelled(
+        &self,
+        version: VersionId,
+        address: &str,
+        label: Option<(String, String)>,
+    ) -> Result<()> {
+        let address = Address::parse(address)?;
+        let replica = Replica {
+            version,
+            address,
+            label,
+        };
         let mut replicas = self.replicas();
         if replicas.contains(&replica) {
             return Ok(());
@@ -171,11 +236,11 @@ impl ScrapeSource {
     pub fn remove(&self, version: &VersionId, address: &str) -> Result<()> {
         let address = Address::parse(address)?;
         self.replicas()
-            .retain(|(of, at)| (of, at) != (version, &address));
+            .retain(|replica| (&replica.version, &replica.address) != (version, &address));
         Ok(())
     }
 
-    fn replicas(&self) -> MutexGuard<'_, Vec<(VersionId, Address)>> {
+    fn replicas(&self) -> MutexGuard<'_, Vec<Replica>> {
         // Whoever panicked in here left it whole.
         self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -191,16 +256,22 @@ impl ScrapeSource {
             .collect();
         let replicas = self.replicas().clone();
         let mut met = [false; 2];
-        for (version, address) in replicas {
+        let mut texts: BTreeMap<String, String> = BTreeMap::new();
+        for replica in replicas {
             let arm = match () {
-                () if version == *query.candidate => Arm::Candidate,
-                () if version == *query.baseline => Arm::Baseline,
+                () if replica.version == *query.candidate => Arm::Candidate,
+                () if replica.version == *query.baseline => Arm::Baseline,
                 () => continue,
             };
             met[usize::from(arm == Arm::Baseline)] = true;
-            let text = self.scrape(&address).await?;
+            let address = &replica.address;
+            // One address may tell of both.
+            let text = match texts.entry(address.identity().to_owned()) {
+                Entry::Occupied(text) => text.into_mut(),
+                Entry::Vacant(unread) => unread.insert(self.scrape(address).await?),
+            };
             for wanted in &wanted {
-                let groups = found(wanted, arm, &address, &text, now)
+                let groups = found(wanted, arm, &replica, text, now)
                     .map_err(|e| Error::new(e.kind(), format!("{address}: {e}")).because(e))?;
                 readings.entry(wanted.key()).or_default().extend(groups);
             }
@@ -242,7 +313,7 @@ impl ScrapeSource {
 fn found(
     wanted: &Wanted,
     arm: Arm,
-    address: &Address,
+    replica: &Replica,
     text: &str,
     now: Timestamp,
 ) -> Result<Groups> {
@@ -251,11 +322,15 @@ fn found(
         Wanted::Classic(series) => series.buckets(),
     };
     let mut lines = lines(text, &|name| name == series.name())?;
-    lines.retain(|line| series.admits(&line.labels));
+    let own = |line: &Line<'_>| {
+        let label = replica.label.as_ref();
+        label.is_none_or(|(label, value)| line.labels.get(label) == Some(value))
+    };
+    lines.retain(|line| own(line) && series.admits(&line.labels));
     let at = now.as_millis();
     let target = format!(
         "{:016x}",
-        xxhash_rust::xxh3::xxh3_64(address.identity().as_bytes())
+        xxhash_rust::xxh3::xxh3_64(replica.address.identity().as_bytes())
     );
     let mut samples: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for Line { labels, value, .. } in lines {
@@ -304,5 +379,7 @@ impl MetricSource for ScrapeSource {
     }
 }
 
+#[cfg(test)]
+mod recorded;
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,7 @@ mod haproxy;
 mod llama;
 mod made_up;
 mod mlflow;
+mod otlp;
 mod postgres;
 mod process;
 mod prometheus;
@@ -28,6 +29,7 @@ mod stack;
 mod torchserve;
 mod triton;
 mod vllm;
+mod webhook;
 
 /// Tells the runner that this adapter has met this component, for the table of adapters.
 fn verified(adapter: &str, component: &str, version: &str) {

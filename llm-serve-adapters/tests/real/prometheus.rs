@@ -1,5 +1,9 @@
 //! Metrics from a real Prometheus that scrapes a gateway of this test, every second.
 
+mod conformance;
+mod native;
+mod rollout;
+
 use crate::process::{Process, free_port, http, ready, until, version_of};
 use llm_gates::{Counts, Increment};
 use llm_rollout::{Epoch, MetricDef, Timestamp};
@@ -22,20 +26,36 @@ struct Gateway {
     counted: Arc<Mutex<Counted>>,
     /// Said instead, while there is something.
     instead: Arc<Mutex<Option<String>>>,
+    /// Whether the candidate's good requests are not a number.
+    poison: Arc<Mutex<bool>>,
 }
 
 impl Gateway {
     async fn start() -> (Self, u16) {
         let gateway = Self::default();
-        let (counted, instead) = (Arc::clone(&gateway.counted), Arc::clone(&gateway.instead));
-        let app = axum::Router::new().fallback(async move || {
-            let instead = instead.lock().unwrap().clone();
-            instead.unwrap_or_else(|| text(&counted.lock().unwrap()))
-        });
+        let shown = gateway.clone();
+        let app = axum::Router::new().fallback(async move || shown.show());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move { axum::serve(listener, app).await });
         (gateway, port)
+    }
+
+    fn show(&self) -> String {
+        if let Some(instead) = self.instead.lock().unwrap().clone() {
+            return instead;
+        }
+        let text = text(&self.counted.lock().unwrap());
+        if !*self.poison.lock().unwrap() {
+            return text;
+        }
+        let poisoned = |line: &str| match line.split_once(' ') {
+            Some((series, _)) if series.contains("v1.1.0") && series.contains("200") => {
+                format!("{series} NaN\n")
+            }
+            _ => format!("{line}\n"),
+        };
+        text.lines().map(poisoned).collect()
     }
 
     fn count(&self, version: &'static str, good: u64, bad: u64, slow: u64) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 
 /// An engine whose metrics can be changed.
-async fn engine(text: &str) -> (String, Arc<Mutex<String>>) {
+pub(super) async fn engine(text: &str) -> (String, Arc<Mutex<String>>) {
     let shown = Arc::new(Mutex::new(text.to_owned()));
     let source = Arc::clone(&shown);
     let app = Router::new().fallback(async move || source.lock().unwrap().clone());
@@ -34,7 +34,7 @@ fn vllm(stop: u32, abort: u32, first: [u32; 3]) -> String {
     )
 }
 
-fn version(n: u8) -> VersionId {
+pub(super) fn version(n: u8) -> VersionId {
     format!("chat/v1.{n}.0-{}", n.to_string().repeat(64))
         .parse()
         .unwrap()
