@@ -635,7 +635,8 @@ impl User {
     }
 }
 
-/// A plan of seconds with these shares, in percent. It watches faults, and answers that are not about their questions.
+/// A plan of seconds with these shares, in percent. It looks no more often than that both arms have answered somebody since, even on a
+/// busy machine: only what had a baseline beside it counts. It watches faults, and answers that are not about their questions.
 pub(crate) fn plan(serve: &[f64]) -> Plan {
     plan_with(serve, "")
 }
@@ -650,7 +651,7 @@ pub(crate) fn plan_of(serve: &[f64], watched: &[&str], more: &str) -> Plan {
     let mut text = format!(
         r#"
         alpha = 0.05
-        look_every = "500ms"
+        look_every = "3s"
         bake = "1s"
         [metrics]
         faults = {{ fault = {{}} }}

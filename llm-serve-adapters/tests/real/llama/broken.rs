@@ -10,7 +10,7 @@ use llm_serve_adapters::store::MemoryStore;
 use std::time::{Duration, Instant};
 
 /// Longer than any pause of a server that lives, whatever else the machine does.
-const IDLE: Duration = Duration::from_secs(15);
+const IDLE: Duration = Duration::from_secs(30);
 
 async fn broken_by(signal: &str) {
     let folder = tempfile::tempdir().unwrap();

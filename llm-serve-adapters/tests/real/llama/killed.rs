@@ -56,7 +56,7 @@ async fn live(folder: &Path, candidate: &str, places: Places) {
     let run = async {
         let run = gateway
             .endpoint
-            .submit(id(), version(candidate), plan(&[30.0, 60.0]));
+            .submit(id(), version(candidate), plan(&[50.0]));
         run.await.unwrap().finished().await.unwrap()
     };
     let end =
@@ -120,7 +120,7 @@ async fn ends(candidate: &str, phase: Phase, production: &str) {
         version(production)
     );
     let recorded = endpoint
-        .submit(id(), version(candidate), plan(&[30.0, 60.0]))
+        .submit(id(), version(candidate), plan(&[50.0]))
         .await;
     assert_eq!(recorded.unwrap().finished().await.unwrap().phase, phase);
     let died = fs::read_to_string(folder.path().join("died")).unwrap();
