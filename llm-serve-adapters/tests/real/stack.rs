@@ -79,7 +79,7 @@ pub(crate) struct Llama {
 impl Llama {
     /// Starts it, and waits until it has loaded its model, which it calls by the same name.
     pub(crate) async fn start(folder: &Path, model: &str) -> Self {
-        let me = Self::loading(folder, model, &[]);
+        let me = Self::loading(folder, model, model);
         ready(me.port, "/health").await;
         me
     }
@@ -92,11 +92,10 @@ impl Llama {
         me
     }
 
-    /// Starts it with more arguments, and does not wait: it says 503 until it has loaded its model.
-    pub(crate) fn loading(folder: &Path, model: &str, more: &[&str]) -> Self {
+    /// Starts it under another name, and does not wait: it says 503 until it has loaded its model.
+    pub(crate) fn loading(folder: &Path, model: &str, name: &str) -> Self {
         let file = model_file(model);
-        let mut args = vec!["--model", file.to_str().unwrap(), "--alias", model];
-        args.extend(more);
+        let args = ["--model", file.to_str().unwrap(), "--alias", name];
         Self::run(folder, model, &args)
     }
 

@@ -48,7 +48,7 @@ async fn counts(backend: &dyn ServingBackend, server: &Llama) {
 #[ignore = "needs llama-server and models: e2e/run llama"]
 async fn a_server_of_one_model_conforms() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Llama::loading(folder.path(), "v1", &[]);
+    let server = Llama::loading(folder.path(), "v1", "v1");
     let place = LlamaCpp::server(upstream(&server, "v1")).file(model_file("v1").to_str().unwrap());
     let builder = LlamaCppBackend::builder().version(version("v1"), place);
     let backend = builder.deadline(WITHIN).build().unwrap();
@@ -110,7 +110,7 @@ async fn another_model_in_the_name_of_the_right_one_is_told() {
     prepare(&right, "v1").await.unwrap();
     for wrong in ["v2", "bad"] {
         // By its name alone nobody could tell.
-        let server = Llama::loading(folder.path(), wrong, &["--alias", "v1"]);
+        let server = Llama::loading(folder.path(), wrong, "v1");
         crate::process::ready(server.port(), "/health").await;
         let error = prepare(&server, "v1").await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");

@@ -2,8 +2,8 @@
 //! same end as one that lives.
 
 use crate::process::Process;
-use crate::stack::{Gateway, Llama, Places, Users, endpoint, plan, version};
-use llm_rollout::{Phase, RolloutId};
+use crate::stack::{self, Gateway, Llama, Places, Users, endpoint, version};
+use llm_rollout::{Phase, Plan, RolloutId};
 use llm_serve_adapters::store::SqliteStore;
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,6 +17,15 @@ const CHILD: &str = "LLM_E2E_KILLED";
 
 fn id() -> RolloutId {
     RolloutId::new("killed").unwrap()
+}
+
+/// Half of the users get it, and a damaged one is not promoted before it is found out.
+fn plan(candidate: &str) -> Plan {
+    let mut spec = stack::plan(&[50.0]).spec().clone();
+    if candidate == "bad" {
+        spec.stages[0].min_samples = 300;
+    }
+    spec.try_into().unwrap()
 }
 
 fn store(folder: &Path) -> SqliteStore {
@@ -56,7 +65,7 @@ async fn live(folder: &Path, candidate: &str, places: Places) {
     let run = async {
         let run = gateway
             .endpoint
-            .submit(id(), version(candidate), plan(&[50.0]));
+            .submit(id(), version(candidate), plan(candidate));
         run.await.unwrap().finished().await.unwrap()
     };
     let end =
@@ -120,7 +129,7 @@ async fn ends(candidate: &str, phase: Phase, production: &str) {
         version(production)
     );
     let recorded = endpoint
-        .submit(id(), version(candidate), plan(&[50.0]))
+        .submit(id(), version(candidate), plan(candidate))
         .await;
     assert_eq!(recorded.unwrap().finished().await.unwrap().phase, phase);
     let died = fs::read_to_string(folder.path().join("died")).unwrap();
