@@ -351,9 +351,9 @@ impl Client {
         let begun = if let Some(begun) = begun {
             begun
         } else {
-                let none = HeaderMap::new();
-                self.ask(&what, Method::POST, &uploads, &none, Some(&[]))
-                    .await?
+            let none = HeaderMap::new();
+            self.ask(&what, Method::POST, &uploads, &none, Some(&[]))
+                .await?
         };
         if begun.status().as_u16() != 202 {
             return Err(self.refusal(&what, begun).await);
@@ -402,11 +402,11 @@ impl Client {
             if let Ok(done) = tokio::time::timeout(self.patience, &mut work).await {
                 return done;
             }
-                    let now = moved.load(Ordering::Relaxed);
-                    if now == before {
-                        return Err(self.stuck(what));
-                    }
-                    before = now;
+            let now = moved.load(Ordering::Relaxed);
+            if now == before {
+                return Err(self.stuck(what));
+            }
+            before = now;
         }
     }
 
