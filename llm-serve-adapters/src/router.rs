@@ -7,6 +7,8 @@
 mod assign;
 mod core;
 mod decision;
+#[cfg(feature = "envoy")]
+mod envoy;
 #[cfg(all(unix, feature = "haproxy"))]
 mod haproxy;
 mod hash;
@@ -15,6 +17,8 @@ mod interleavings;
 mod key;
 mod policy;
 mod published;
+#[cfg(any(feature = "envoy", all(unix, feature = "haproxy")))]
+mod remote;
 #[cfg(test)]
 pub(crate) mod tests;
 mod versions;
@@ -22,6 +26,8 @@ mod versions;
 pub use self::assign::{Secret, place};
 pub use self::core::{Refused, RouterCore, UnreadableRecord};
 pub use self::decision::{Decision, Reason, Role, Slice};
+#[cfg(feature = "envoy")]
+pub use self::envoy::{EnvoyRouter, EnvoyRouterBuilder, EnvoyRuntime};
 #[cfg(all(unix, feature = "haproxy"))]
 pub use self::haproxy::{HaproxyRouter, HaproxyRouterBuilder};
 pub use self::key::{Key, Pin};
@@ -338,15 +344,7 @@ impl InProcessRouter {
         let Some(memory) = &self.memory else {
             return Ok(());
         };
-        let bytes = serde_json::to_vec(record)
-            .map_err(|e| Error::permanent("a router's record cannot be written").because(e))?;
-        memory.save(&bytes).map_err(|e| {
-            Error::transient(format!(
-                "router {} could not make its state durable",
-                self.id
-            ))
-            .because(e)
-        })
+        save_record(&self.id, &**memory, record)
     }
 
     /// Makes request threads see it. What it serves has been interned before; if not, what is in force stays.
@@ -374,7 +372,7 @@ impl InProcessRouter {
         let now = self.now();
         control.core.pass(now);
         let mut next = control.core.clone();
-        rules(&mut next, now).map_err(|refused| self.refused(&refused))?;
+        rules(&mut next, now).map_err(|e| refused(&self.id, &e))?;
         view(&next)?;
         if raises {
             let mut saved = Control {
@@ -393,14 +391,23 @@ impl InProcessRouter {
         }
         Ok(control.core.state(now))
     }
+}
 
-    fn refused(&self, refused: &Refused) -> Error {
-        let kind = match refused {
-            Refused::Fenced { .. } => ErrorKind::Fenced,
-            _ => ErrorKind::Permanent,
-        };
-        Error::new(kind, format!("router {}: {refused}", self.id)).because(refused.clone())
-    }
+/// What a router answers to what its rules refuse.
+fn refused(id: &RouterId, refused: &Refused) -> Error {
+    let kind = match refused {
+        Refused::Fenced { .. } => ErrorKind::Fenced,
+        _ => ErrorKind::Permanent,
+    };
+    Error::new(kind, format!("router {id}: {refused}")).because(refused.clone())
+}
+
+fn save_record(id: &RouterId, memory: &dyn RouterMemory, record: &Record) -> Result<()> {
+    let bytes = serde_json::to_vec(record)
+        .map_err(|e| Error::permanent("a router's record cannot be written").because(e))?;
+    memory.save(&bytes).map_err(|e| {
+        Error::transient(format!("router {id} could not make its state durable")).because(e)
+    })
 }
 
 /// The router of a record, if this program can read it.

@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod evaluator;
 pub mod notifier;
+pub mod router;
 pub mod source;
 pub mod store;
 

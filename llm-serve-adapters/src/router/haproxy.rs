@@ -1,25 +1,18 @@
 //! HAProxy as a router, through its runtime socket.
 
-use super::core::{Record, Refused, RouterCore};
-use super::read_record;
-use crate::SystemClock;
-use crate::host::{
-    Clock as _, Error, ErrorKind, Result, RouterCapabilities, RouterMemory, Support, TrafficRouter,
-};
+use super::remote::{Proxy, Raised, Remote, Served};
+use crate::host::{Error, Result, RouterCapabilities, RouterMemory, Support, TrafficRouter};
 use async_trait::async_trait;
-use llm_rollout::{
-    Direction, Fence, Order, Position, RouterClock, RouterId, RouterState, Share, Split, Timestamp,
-};
+use llm_rollout::{Fence, Order, Position, RouterClock, RouterId, RouterState, Share, Split};
 use llm_version_core::VersionId;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::{BuildHasher as _, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 /// How long one exchange with the socket may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -32,19 +25,10 @@ const REPLY: u64 = 256 << 10;
 /// is `candidate`, and a stick table holds the candidate's share in basis points under the key `share`. **The table expires, and
 /// that is the lease**: a share that is not renewed is gone even if every controller is dead, and without a share everybody
 /// is served by the baseline. Its `expire` must be shorter than the plan's lease (45 s for 60 s); a longer one is refused. The
-/// configuration, where `chat-v1` and `chat-v2` are backends:
+/// configuration, as the tests start it, where `chat-v1` and `chat-v2` are backends:
 ///
 /// ```text
-/// backend llm_split
-///   stick-table type string len 16 size 16 expire 45s store gpt0
-/// frontend chat
-///   http-request set-var(txn.share) str(share),table_gpt0(llm_split)
-///   http-request set-var(txn.place) req.hdr(x-session-id),xxh32(7),mod(10000) if { req.hdr(x-session-id) -m found }
-///   http-request set-var(txn.place) rand(10000) unless { req.hdr(x-session-id) -m found }
-///   http-request set-var(txn.candidate) str(candidate),map(/etc/haproxy/chat.map,none)
-///   http-request set-var(txn.baseline) str(baseline),map(/etc/haproxy/chat.map,chat-v1)
-///   use_backend %[var(txn.candidate)] if { var(txn.place),sub(txn.share) lt 0 }
-///   use_backend %[var(txn.baseline)]
+#[doc = include_str!("haproxy.cfg")]
 /// ```
 ///
 /// where `chat.map` holds the lines `baseline chat-v1` and `candidate chat-v1`. Sessions stick, and who is in at 1 % is in at 5 %,
@@ -70,24 +54,7 @@ const REPLY: u64 = 256 << 10;
 /// # Ok(())
 /// # }
 /// ```
-pub struct HaproxyRouter {
-    id: RouterId,
-    socket: PathBuf,
-    table: String,
-    map: String,
-    backends: BTreeMap<VersionId, String>,
-    memory: Option<Arc<dyn RouterMemory>>,
-    clock: SystemClock,
-    random: RandomState,
-    control: Mutex<Control>,
-}
-
-struct Control {
-    core: RouterCore,
-    durable: Option<Record>,
-    /// Which start of HAProxy the core has been told of.
-    life: Option<String>,
-}
+pub struct HaproxyRouter(Remote<Haproxy>);
 
 /// Builds a [`HaproxyRouter`].
 #[derive(Debug)]
@@ -151,53 +118,15 @@ impl HaproxyRouterBuilder {
                 "two versions have one backend: what is read back could not be told apart",
             ));
         }
-        let saved = memory
-            .as_ref()
-            .map(|memory| memory.load())
-            .transpose()?
-            .flatten();
-        let random = RandomState::new();
-        let boot = random.hash_one("boot");
-        let core = match &saved {
-            Some(bytes) => read_record(&id, boot, bytes)?,
-            None => RouterCore::new(boot, first),
-        };
-        let durable = saved.is_some().then(|| core.record());
-        Ok(HaproxyRouter {
-            control: Mutex::new(Control {
-                core,
-                durable,
-                life: None,
-            }),
-            clock: SystemClock::new(),
-            id,
+        let haproxy = Haproxy {
+            id: id.clone(),
             socket,
             table,
             map,
             backends,
-            memory,
-            random,
-        })
+        };
+        Ok(HaproxyRouter(Remote::open(id, haproxy, first, memory)?))
     }
-}
-
-impl fmt::Debug for HaproxyRouter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HaproxyRouter")
-            .field("id", &self.id)
-            .field("socket", &self.socket)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What HAProxy says that it serves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Served {
-    baseline: String,
-    candidate: String,
-    share: u64,
-    /// How long the share lasts if nobody renews it.
-    left: Duration,
 }
 
 impl HaproxyRouter {
@@ -219,13 +148,55 @@ impl HaproxyRouter {
     /// # Errors
     /// `Transient` if HAProxy cannot be reached (a share then ends with its lease), or it could not be made durable.
     pub async fn force_baseline(&self, why: &str) -> Result<()> {
-        let mut control = self.control.lock().await;
-        control.core.force_baseline(why, self.clock.now());
-        let applied = self.apply(&control.core).await;
-        self.save(&mut control)?;
-        applied
+        self.0.force_baseline(why).await
+    }
+}
+
+impl fmt::Debug for HaproxyRouter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HaproxyRouter")
+            .field("id", &self.0.id)
+            .field("socket", &self.0.proxy.socket)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl TrafficRouter for HaproxyRouter {
+    fn id(&self) -> &RouterId {
+        &self.0.id
     }
 
+    fn capabilities(&self) -> RouterCapabilities {
+        RouterCapabilities {
+            fencing: Support::Emulated,
+            lease: Support::Native,
+        }
+    }
+
+    async fn observe(&self, fence: Fence) -> Result<RouterState> {
+        self.0.observe(fence).await
+    }
+
+    async fn set(&self, order: &Order) -> Result<RouterState> {
+        self.0.set(order).await
+    }
+
+    async fn renew(&self, at: Position, clock: RouterClock) -> Result<RouterState> {
+        self.0.renew(at, clock).await
+    }
+}
+
+/// HAProxy behind its socket.
+struct Haproxy {
+    id: RouterId,
+    socket: PathBuf,
+    table: String,
+    map: String,
+    backends: BTreeMap<VersionId, String>,
+}
+
+impl Haproxy {
     /// One command, one reply.
     async fn ask(&self, command: &str) -> Result<String> {
         let socket = self.socket.display();
@@ -257,37 +228,31 @@ impl HaproxyRouter {
         )))
     }
 
-    /// Which start of HAProxy this is.
-    async fn life(&self) -> Result<String> {
-        let info = self.ask("show info").await?;
-        let life: Vec<_> = info
-            .lines()
-            .filter(|line| line.starts_with("Pid:") || line.starts_with("Start_time_sec:"))
-            .collect();
-        if life.is_empty() {
-            return Err(Error::transient(format!(
-                "what answers at {} is not HAProxy",
-                self.socket.display()
-            )));
-        }
-        Ok(life.join(" "))
-    }
-
-    async fn served(&self) -> Result<Served> {
-        let (map, table) = (&self.map, &self.table);
-        let lines = self.ask(&format!("show map {map}")).await?;
-        let of = |role: &str| {
-            let found = lines.lines().find_map(|line| {
-                let mut words = line.split_ascii_whitespace().skip(1);
-                (words.next() == Some(role)).then(|| words.next()).flatten()
-            });
-            found.map(str::to_owned).ok_or_else(|| {
+    fn backend(&self, version: &VersionId) -> Result<&str> {
+        self.backends
+            .get(version)
+            .map(String::as_str)
+            .ok_or_else(|| {
                 Error::permanent(format!(
-                    "HAProxy's map {map} has no line for {role:?} ({lines:?}): add it to the file"
+                    "version {version} has no backend in HAProxy: name it when router {} is built",
+                    self.id
                 ))
             })
-        };
-        let (baseline, candidate) = (of("baseline")?, of("candidate")?);
+    }
+
+    fn version(&self, backend: &str) -> Result<VersionId> {
+        let found = self.backends.iter().find(|(_, name)| *name == backend);
+        found.map(|(version, _)| version.clone()).ok_or_else(|| {
+            Error::permanent(format!(
+                "HAProxy serves the backend {backend:?}, which router {} knows no version of",
+                self.id
+            ))
+        })
+    }
+
+    /// The table's entry for the share: basis points, and how long they last if nobody renews them.
+    async fn share(&self) -> Result<(u64, Duration)> {
+        let table = &self.table;
         let entries = self.ask(&format!("show table {table}")).await?;
         if !entries.starts_with("# table") {
             return Err(Error::permanent(format!(
@@ -305,236 +270,107 @@ impl HaproxyRouter {
                 .find_map(|value| value.parse().ok())
                 .unwrap_or(0)
         };
-        Ok(Served {
-            baseline,
-            candidate,
-            share: number("gpt0="),
-            left: Duration::from_millis(number("exp=")),
-        })
+        Ok((number("gpt0="), Duration::from_millis(number("exp="))))
     }
 
-    fn backend(&self, version: &VersionId) -> Result<&str> {
-        self.backends
-            .get(version)
-            .map(String::as_str)
-            .ok_or_else(|| {
-                Error::permanent(format!(
-                    "version {version} has no backend in HAProxy: name it when router {} is built",
-                    self.id
-                ))
-            })
-    }
-
-    /// Brings it about. A raise ends with the share; anything else takes it away, come what may.
-    async fn apply(&self, core: &RouterCore) -> Result<()> {
-        let (split, now) = (core.split(), self.clock.now());
-        let baseline = format!(
-            "set map {} baseline {}",
-            self.map,
-            self.backend(&split.baseline)?
-        );
-        let raised = core.raised(now) && !core.lapsed() && !core.latched();
-        let Some(candidate) = split
-            .candidate
-            .as_ref()
-            .filter(|_| raised && split.share != Share::NONE)
-        else {
-            let told = self.tell(&baseline).await;
-            return self
-                .tell(&format!("clear table {} key share", self.table))
-                .await
-                .and(told);
-        };
-        self.tell(&baseline).await?;
-        self.tell(&format!(
-            "set map {} candidate {}",
-            self.map,
-            self.backend(candidate)?
-        ))
-        .await?;
-        self.give(split.share).await?;
-        let left = self.served().await?.left;
-        let due = core.deadline().unwrap_or(now);
-        if self.clock.now().after(left) > due {
-            let cleared = self
-                .tell(&format!("clear table {} key share", self.table))
-                .await;
-            cleared.and(Err(Error::permanent(format!(
-                "HAProxy's table {} would keep the share for {left:?}, beyond its lease: let the table expire a quarter earlier than the plan's lease",
-                self.table
-            ))))
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Gives the candidate this share, until the table expires.
-    async fn give(&self, share: Share) -> Result<()> {
-        self.tell(&format!(
-            "set table {} key share data.gpt0 {}",
-            self.table,
-            share.basis_points()
-        ))
-        .await
-    }
-
-    /// What the core says, corrected by what HAProxy says.
-    fn state(&self, core: &mut RouterCore, served: &Served) -> Result<RouterState> {
-        let version = |backend: &str| {
-            let found = self.backends.iter().find(|(_, name)| *name == backend);
-            found.map(|(version, _)| version.clone()).ok_or_else(|| {
-                Error::permanent(format!(
-                    "HAProxy serves the backend {backend:?}, which router {} knows no version of",
-                    self.id
-                ))
-            })
-        };
-        let mut state = core.state(self.clock.now());
-        state.split.baseline = version(&served.baseline)?;
-        let share = u16::try_from(served.share)
-            .ok()
-            .and_then(|share| Share::new(share).ok())
-            .unwrap_or(Share::ALL);
-        // A lapsed share is told as it was ordered; whatever HAProxy has beyond that is somebody else's.
-        if share != Share::NONE || !state.lapsed {
-            state.split.share = share;
-        }
-        if share != Share::NONE {
-            state.split.candidate = Some(version(&served.candidate)?);
-        }
-        Ok(state)
-    }
-
-    /// Notices a start of HAProxy, and a share that has run out there.
-    async fn look(&self, control: &mut Control) -> Result<()> {
-        let life = self.life().await?;
-        if control.life.as_ref() != Some(&life) {
-            let boot = self.random.hash_one((&life, self.clock.now().as_millis()));
-            control.core = RouterCore::restored(boot, control.core.record());
-            self.apply(&control.core).await?;
-            control.life = Some(life);
-        }
-        let now = self.clock.now();
-        control.core.pass(now);
-        if control.core.raised(now)
-            && control.core.split().share != Share::NONE
-            && self.served().await?.share == 0
-        {
-            control.core.pass(Timestamp::from_millis(u64::MAX));
-        }
-        Ok(())
-    }
-
-    fn save(&self, control: &mut Control) -> Result<()> {
-        let record = control.core.record();
-        if let (Some(memory), false) = (&self.memory, control.durable.as_ref() == Some(&record)) {
-            // Until it has certainly been saved, nobody knows what is.
-            control.durable = None;
-            let bytes = serde_json::to_vec(&record)
-                .map_err(|e| Error::permanent("a router's record cannot be written").because(e))?;
-            memory.save(&bytes).map_err(|e| {
-                Error::transient(format!(
-                    "router {} could not make its state durable",
-                    self.id
-                ))
-                .because(e)
-            })?;
-        }
-        control.durable = Some(record);
-        Ok(())
-    }
-
-    fn refused(&self, refused: &Refused) -> Error {
-        let kind = match refused {
-            Refused::Fenced { .. } => ErrorKind::Fenced,
-            _ => ErrorKind::Permanent,
-        };
-        Error::new(kind, format!("router {}: {refused}", self.id)).because(refused.clone())
+    async fn clear(&self) -> Result<()> {
+        self.tell(&format!("clear table {} key share", self.table))
+            .await
     }
 }
 
 #[async_trait]
-impl TrafficRouter for HaproxyRouter {
-    fn id(&self) -> &RouterId {
-        &self.id
-    }
-
-    fn capabilities(&self) -> RouterCapabilities {
-        RouterCapabilities {
-            fencing: Support::Emulated,
-            lease: Support::Native,
-        }
-    }
-
-    async fn observe(&self, fence: Fence) -> Result<RouterState> {
-        let mut control = self.control.lock().await;
-        self.look(&mut control).await?;
-        control
-            .core
-            .observe(fence, self.clock.now())
-            .map_err(|refused| self.refused(&refused))?;
-        self.save(&mut control)?;
-        let served = self.served().await?;
-        self.state(&mut control.core, &served)
-    }
-
-    async fn set(&self, order: &Order) -> Result<RouterState> {
-        let split = &order.split;
+impl Proxy for Haproxy {
+    fn check(&self, split: &Split) -> Result<()> {
         if split.control != Share::NONE || split.mirror != Share::NONE {
             return Err(Error::permanent(format!(
                 "router {} has neither a control arm nor a mirror: take them out of the plan",
                 self.id
             )));
         }
-        for version in split.candidate.iter().chain([&split.baseline]) {
-            self.backend(version)?;
-        }
-        let mut control = self.control.lock().await;
-        let back = order.direction == Direction::Back;
-        match self.look(&mut control).await {
-            // Going back is remembered even while HAProxy cannot be told: its lease ends the share.
-            Err(_) if back => {}
-            looked => looked?,
-        }
-        let mut next = control.core.clone();
-        next.set(order, self.clock.now())
-            .map_err(|refused| self.refused(&refused))?;
-        control.core = next;
-        if back {
-            let applied = self.apply(&control.core).await;
-            self.save(&mut control)?;
-            applied?;
-        } else {
-            self.save(&mut control)?;
-            self.apply(&control.core).await?;
-        }
-        let served = self.served().await?;
-        self.state(&mut control.core, &served)
+        let mut versions = split.candidate.iter().chain([&split.baseline]);
+        versions.try_for_each(|version| self.backend(version).map(drop))
     }
 
-    async fn renew(&self, at: Position, clock: RouterClock) -> Result<RouterState> {
-        let mut control = self.control.lock().await;
-        self.look(&mut control).await?;
-        let served = self.served().await?;
-        let share = control.core.split().share;
-        // What somebody has changed is told, not prolonged.
-        if control.core.raised(self.clock.now()) && served.share != u64::from(share.basis_points())
-        {
-            return self.state(&mut control.core, &served);
+    async fn life(&self) -> Result<String> {
+        let info = self.ask("show info").await?;
+        let life: Vec<_> = info
+            .lines()
+            .filter(|line| line.starts_with("Pid:") || line.starts_with("Start_time_sec:"))
+            .collect();
+        if life.is_empty() {
+            return Err(Error::transient(format!(
+                "what answers at {} is not HAProxy",
+                self.socket.display()
+            )));
         }
-        control
-            .core
-            .renew(at, clock, self.clock.now())
-            .map_err(|refused| self.refused(&refused))?;
-        self.apply(&control.core).await?;
-        let served = self.served().await?;
-        self.state(&mut control.core, &served)
+        Ok(life.join(" "))
+    }
+
+    async fn served(&self, _told: &Split) -> Result<Served> {
+        let map = &self.map;
+        let lines = self.ask(&format!("show map {map}")).await?;
+        let of = |role: &str| {
+            let found = lines.lines().find_map(|line| {
+                let mut words = line.split_ascii_whitespace().skip(1);
+                (words.next() == Some(role)).then(|| words.next()).flatten()
+            });
+            found.ok_or_else(|| {
+                Error::permanent(format!(
+                    "HAProxy's map {map} has no line for {role:?} ({lines:?}): add it to the file"
+                ))
+            })
+        };
+        let (baseline, candidate) = (of("baseline")?, of("candidate")?);
+        let (share, _) = self.share().await?;
+        let share = u16::try_from(share)
+            .ok()
+            .and_then(|share| Share::new(share).ok())
+            .unwrap_or(Share::ALL);
+        let candidate = (share != Share::NONE).then(|| self.version(candidate));
+        Ok(Served {
+            baseline: self.version(baseline)?,
+            candidate: candidate.transpose()?,
+            share,
+            mirror: Share::NONE,
+        })
+    }
+
+    /// A raise ends with the share; anything else takes it away, come what may.
+    async fn apply(&self, baseline: &VersionId, raise: Option<Raised<'_>>) -> Result<()> {
+        let baseline = format!("set map {} baseline {}", self.map, self.backend(baseline)?);
+        let Some(raise) = raise else {
+            let told = self.tell(&baseline).await;
+            return self.clear().await.and(told);
+        };
+        self.tell(&baseline).await?;
+        self.tell(&format!(
+            "set map {} candidate {}",
+            self.map,
+            self.backend(raise.candidate)?
+        ))
+        .await?;
+        self.tell(&format!(
+            "set table {} key share data.gpt0 {}",
+            self.table,
+            raise.share.basis_points()
+        ))
+        .await?;
+        let (_, left) = self.share().await?;
+        if Instant::now() + left > raise.until {
+            return self.clear().await.and(Err(Error::permanent(format!(
+                "HAProxy's table {} would keep the share for {left:?}, beyond its lease: let the table expire a quarter earlier than the plan's lease",
+                self.table
+            ))));
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::ErrorKind;
     use llm_rollout::Epoch;
     use tokio::net::UnixListener;
 
@@ -590,16 +426,7 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
         // A latch counts all the same, as soon as it can be reached.
         assert!(router.force_baseline("page").await.is_err());
-        assert_eq!(
-            router
-                .control
-                .lock()
-                .await
-                .core
-                .state(Timestamp::default())
-                .latch,
-            Some(version(1))
-        );
+        assert_eq!(router.0.latch().await, Some(version(1)));
     }
 
     #[tokio::test]

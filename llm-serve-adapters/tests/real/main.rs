@@ -11,6 +11,8 @@
 
 mod alertmanager;
 mod canary;
+mod edge;
+mod envoy;
 mod etcd;
 mod evals;
 mod gpu;
@@ -22,6 +24,7 @@ mod otlp;
 mod postgres;
 mod process;
 mod prometheus;
+mod proxies;
 mod registry;
 mod s3;
 mod sqlite;

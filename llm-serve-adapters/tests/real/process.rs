@@ -110,7 +110,7 @@ pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>
     }
 }
 
-/// Asks over HTTP/1.0; none if nobody listens.
+/// Asks over HTTP/1.1; none if nobody listens.
 pub(crate) async fn http(port: u16, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
     http_with(
         port,
@@ -134,7 +134,7 @@ pub(crate) async fn http_with(
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
         let length = body.len();
         let request = format!(
-            "{method} {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
         );
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut reply = Vec::new();
@@ -146,10 +146,36 @@ pub(crate) async fn http_with(
     let reply = tokio::time::timeout(Duration::from_secs(20), exchange)
         .await
         .ok()??;
-    let reply = String::from_utf8_lossy(&reply);
-    let (head, body) = reply.split_once("\r\n\r\n")?;
+    let end = reply.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
+    let (head, body) = (String::from_utf8_lossy(&reply[..end]), &reply[end + 4..]);
     let status = head.split(' ').nth(1)?.parse().ok()?;
-    Some((status, body.to_owned()))
+    let body = if is_chunked(&head) {
+        joined(body)?
+    } else {
+        body.to_vec()
+    };
+    Some((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+fn is_chunked(head: &str) -> bool {
+    head.to_ascii_lowercase()
+        .contains("transfer-encoding: chunked")
+}
+
+/// The chunks of a body in one.
+fn joined(mut chunks: &[u8]) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let end = chunks.windows(2).position(|bytes| bytes == b"\r\n")?;
+        let length = std::str::from_utf8(&chunks[..end]).ok()?;
+        let length = usize::from_str_radix(length, 16).ok()?;
+        if length == 0 {
+            return Some(body);
+        }
+        let rest = &chunks[end + 2..];
+        body.extend_from_slice(rest.get(..length)?);
+        chunks = rest.get(length + 2..)?;
+    }
 }
 
 /// Whether a reply has as many bytes as it says.
@@ -158,6 +184,9 @@ fn is_whole(reply: &[u8]) -> bool {
         return false;
     };
     let head = String::from_utf8_lossy(&reply[..end]).to_ascii_lowercase();
+    if is_chunked(&head) {
+        return joined(&reply[end + 4..]).is_some();
+    }
     let length = head
         .lines()
         .find_map(|line| line.strip_prefix("content-length:"));
