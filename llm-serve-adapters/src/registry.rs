@@ -10,7 +10,8 @@ mod io;
 mod mlflow;
 #[cfg(feature = "oci")]
 mod oci;
-#[cfg(all(test, feature = "object-store"))]
+#[cfg(feature = "object-store")]
+#[cfg(test)]
 mod tests;
 
 #[cfg(feature = "object-store")]

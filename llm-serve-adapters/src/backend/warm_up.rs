@@ -68,7 +68,7 @@ impl WarmUp {
         }
     }
 
-    /// Has the model answer each prompt, and as the version would. These fields go along with each.
+    /// Makes sure that the model answers as the version would, and then has it answer each prompt. These fields go along with each.
     pub(crate) async fn run(
         &self,
         version: &VersionId,
@@ -76,6 +76,12 @@ impl WarmUp {
         fields: &[(&str, Value)],
         left: impl Fn() -> Result<Duration>,
     ) -> Result<()> {
+        for golden in client.golden() {
+            let golden = fields.iter().fold(golden.clone(), |golden, (name, value)| {
+                golden.field(*name, value.clone())
+            });
+            verify(version, client, &golden, &left).await?;
+        }
         let mut silent = true;
         for prompt in &self.prompts {
             let request = ChatRequest::new(prompt).max_tokens(self.tokens);
@@ -90,12 +96,6 @@ impl WarmUp {
                 client.model(),
                 self.prompts.len()
             )));
-        }
-        for golden in client.golden() {
-            let golden = fields.iter().fold(golden.clone(), |golden, (name, value)| {
-                golden.field(*name, value.clone())
-            });
-            verify(version, client, &golden, &left).await?;
         }
         Ok(())
     }

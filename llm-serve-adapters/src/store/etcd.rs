@@ -100,7 +100,7 @@ impl StateStore for EtcdStore {
         let entry = entry.get(..=Self::MAX_ENTRY_BYTES).unwrap_or(entry);
         let entry = entry.to_vec();
         self.worker
-            .call(move |server| log::append(server, &endpoint, fence, at, &entry, split))
+            .call(move |server| log::append(server, &endpoint, fence, at, &entry, split.as_deref()))
             .await
     }
 

@@ -79,7 +79,7 @@ pub(crate) struct Llama {
 impl Llama {
     /// Starts it, and waits until it has loaded its model, which it calls by the same name.
     pub(crate) async fn start(folder: &Path, model: &str) -> Self {
-        let me = Self::loading(folder, model, &[]);
+        let me = Self::loading(folder, model, model);
         ready(me.port, "/health").await;
         me
     }
@@ -92,11 +92,10 @@ impl Llama {
         me
     }
 
-    /// Starts it with more arguments, and does not wait: it says 503 until it has loaded its model.
-    pub(crate) fn loading(folder: &Path, model: &str, more: &[&str]) -> Self {
+    /// Starts it under another name, and does not wait: it says 503 until it has loaded its model.
+    pub(crate) fn loading(folder: &Path, model: &str, name: &str) -> Self {
         let file = model_file(model);
-        let mut args = vec!["--model", file.to_str().unwrap(), "--alias", model];
-        args.extend(more);
+        let args = ["--model", file.to_str().unwrap(), "--alias", name];
         Self::run(folder, model, &args)
     }
 
@@ -635,7 +634,8 @@ impl User {
     }
 }
 
-/// A plan of seconds with these shares, in percent. It watches faults, and answers that are not about their questions.
+/// A plan of seconds with these shares, in percent. It looks no more often than that both arms have answered somebody since, even on a
+/// busy machine: only what had a baseline beside it counts. It watches faults, and answers that are not about their questions.
 pub(crate) fn plan(serve: &[f64]) -> Plan {
     plan_with(serve, "")
 }
@@ -650,7 +650,7 @@ pub(crate) fn plan_of(serve: &[f64], watched: &[&str], more: &str) -> Plan {
     let mut text = format!(
         r#"
         alpha = 0.05
-        look_every = "500ms"
+        look_every = "3s"
         bake = "1s"
         [metrics]
         faults = {{ fault = {{}} }}

@@ -463,7 +463,7 @@ async fn another_model_under_the_right_name_is_told_by_its_golden_generation() {
         "model": "chat-v2", "stream": false, "max_tokens": 12, "temperature": 0.0, "seed": 1,
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name colors."}]
     });
-    assert_eq!(asked.lock().unwrap().last(), Some(&wanted));
+    assert_eq!(asked.lock().unwrap().first(), Some(&wanted));
     prepare(Golden::new("Name colors.", "Red").or("1. Red\n2. Blue"))
         .await
         .unwrap();

@@ -203,7 +203,7 @@ impl Client {
             let reads = method == Method::GET || method == Method::HEAD;
             if reads && matches!(status, 301 | 302 | 303 | 307 | 308) {
                 redirects += 1;
-                let next = self.location(what, &to, &reply)?;
+                let next = location(what, &to, &reply)?;
                 if redirects > REDIRECTS || (to.is_secure() && !next.is_secure()) {
                     return Err(answer(what, "it redirects too often, or out of TLS"));
                 }
@@ -278,15 +278,6 @@ impl Client {
         secret("the token", &format!("Bearer {}", token.token)).map_err(unreachable)
     }
 
-    fn location(&self, what: &str, asked: &Address, reply: &Response) -> Result<Address> {
-        let location = reply.headers().get(LOCATION).and_then(|l| l.to_str().ok());
-        let next = location.map(|location| asked.join(location));
-        match next {
-            Some(Ok(next)) => Ok(next),
-            _ => Err(answer(what, "it sends nowhere that can be read")),
-        }
-    }
-
     /// The body, up to a limit.
     async fn small(&self, what: &str, mut reply: Response, limit: u64) -> Result<Vec<u8>> {
         let mut body = Vec::new();
@@ -357,18 +348,17 @@ impl Client {
                 _ => {}
             }
         }
-        let begun = match begun {
-            Some(begun) => begun,
-            None => {
-                let none = HeaderMap::new();
-                self.ask(&what, Method::POST, &uploads, &none, Some(&[]))
-                    .await?
-            }
+        let begun = if let Some(begun) = begun {
+            begun
+        } else {
+            let none = HeaderMap::new();
+            self.ask(&what, Method::POST, &uploads, &none, Some(&[]))
+                .await?
         };
         if begun.status().as_u16() != 202 {
             return Err(self.refusal(&what, begun).await);
         }
-        let upload = self.location(&what, &uploads, &begun)?;
+        let upload = location(&what, &uploads, &begun)?;
         if self.base.is_secure() && !upload.is_secure() {
             return Err(answer(&what, "it wants the blob without TLS"));
         }
@@ -409,16 +399,14 @@ impl Client {
         let mut work = std::pin::pin!(work);
         let mut before = 0;
         loop {
-            match tokio::time::timeout(self.patience, &mut work).await {
-                Ok(done) => return done,
-                Err(_) => {
-                    let now = moved.load(Ordering::Relaxed);
-                    if now == before {
-                        return Err(self.stuck(what));
-                    }
-                    before = now;
-                }
+            if let Ok(done) = tokio::time::timeout(self.patience, &mut work).await {
+                return done;
             }
+            let now = moved.load(Ordering::Relaxed);
+            if now == before {
+                return Err(self.stuck(what));
+            }
+            before = now;
         }
     }
 
@@ -443,18 +431,15 @@ impl Client {
 
     /// A manifest by its tag or digest, checked as far as either tells.
     pub(super) async fn get_manifest(&self, reference: &str) -> Result<(Digest, Vec<u8>)> {
-        let by_digest = match reference.strip_prefix("sha256:") {
-            Some(hex) => Some(
-                hex.parse::<Digest>()
-                    .map_err(|e| OciRegistryError::Address {
-                        what: format!("reference {:?}", clip(reference)),
-                        why: e.to_string(),
-                    })?,
-            ),
-            None => {
-                OciArtifact::check_tag(reference)?;
-                None
-            }
+        let by_digest = if let Some(hex) = reference.strip_prefix("sha256:") {
+            let bad = |e: llm_version_core::ParseDigestError| OciRegistryError::Address {
+                what: format!("reference {:?}", clip(reference)),
+                why: e.to_string(),
+            };
+            Some(hex.parse::<Digest>().map_err(bad)?)
+        } else {
+            OciArtifact::check_tag(reference)?;
+            None
         };
         let what = self.what("get", reference);
         let to = self.below(&format!("manifests/{reference}"));
@@ -579,6 +564,15 @@ fn answer(what: &str, found: &str) -> OciRegistryError {
     OciRegistryError::Answer {
         what: what.to_owned(),
         found: clip(found),
+    }
+}
+
+/// Where a reply sends.
+fn location(what: &str, asked: &Address, reply: &Response) -> Result<Address> {
+    let location = reply.headers().get(LOCATION).and_then(|l| l.to_str().ok());
+    match location.map(|location| asked.join(location)) {
+        Some(Ok(next)) => Ok(next),
+        _ => Err(answer(what, "it sends nowhere that can be read")),
     }
 }
 

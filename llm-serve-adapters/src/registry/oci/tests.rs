@@ -19,7 +19,7 @@ struct Registry {
     /// Requests, without their bodies.
     log: Vec<String>,
     /// What the next requests are refused with: status, code, header.
-    refusals: Vec<(u16, &'static str, Option<(&'static str, String)>)>,
+    refusals: Vec<(u16, &'static str, Option<Header>)>,
     /// Demanded of every request, once it is set: whoever asks `/token` with the password gets it.
     token: Option<&'static str>,
     /// Blobs are sent for to `/elsewhere`.
@@ -29,6 +29,7 @@ struct Registry {
 }
 
 type Shared = Arc<Mutex<Registry>>;
+type Header = (&'static str, String);
 
 fn reply(status: u16, headers: &[(&str, &str)], body: impl Into<Body>) -> Response<Body> {
     let mut reply = Response::builder().status(status);

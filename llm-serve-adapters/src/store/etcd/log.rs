@@ -67,7 +67,7 @@ pub(super) fn append(
     fence: Fence,
     at: Seq,
     entry: &[u8],
-    split: Option<String>,
+    split: Option<&str>,
 ) -> Result<()> {
     let what = format!("write position {at} of endpoint {endpoint}");
     let task = Task::begin(&what);
@@ -88,8 +88,8 @@ pub(super) fn append(
             )));
         }
         found.head.next = Seq::new(following("entry", endpoint, at.get())?);
-        if let Some(split) = &split {
-            found.head.split = Some(split.clone());
+        if let Some(split) = split {
+            found.head.split = Some(split.to_owned());
         }
         let key = entry_key(server, endpoint, at.get());
         let mut value = fence.get().to_le_bytes().to_vec();

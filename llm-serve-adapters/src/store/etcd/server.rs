@@ -85,8 +85,8 @@ impl Put {
 #[derive(Serialize)]
 pub(super) struct Range {
     key: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    range_end: Option<String>,
+    #[serde(rename = "range_end", skip_serializing_if = "Option::is_none")]
+    end: Option<String>,
     limit: String,
     sort_order: &'static str,
     sort_target: &'static str,
@@ -97,7 +97,7 @@ impl Range {
     pub(super) fn one(key: &str) -> Self {
         Self {
             key: STANDARD.encode(key),
-            range_end: None,
+            end: None,
             limit: "1".to_owned(),
             sort_order: "ASCEND",
             sort_target: "KEY",
@@ -107,7 +107,7 @@ impl Range {
 
     pub(super) fn between(from: &str, end: &str, limit: usize) -> Self {
         Self {
-            range_end: Some(STANDARD.encode(end)),
+            end: Some(STANDARD.encode(end)),
             limit: limit.to_string(),
             ..Self::one(from)
         }

@@ -37,7 +37,7 @@ impl Etcd {
                 "CREATE" => (&compare["create_revision"], found.map_or(0, |f| f.1)),
                 other => panic!("{other}"),
             };
-            *stated == found.to_string()
+            stated.as_str().unwrap().parse() == Ok(found)
         };
         let none = Vec::new();
         if !txn["compare"].as_array().unwrap_or(&none).iter().all(holds) {
