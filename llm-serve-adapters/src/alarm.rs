@@ -1,4 +1,4 @@
-//! Alarms from outside, as webhooks whose sender is checked: what Alertmanager sends, CloudWatch alarms through SNS, and
+//! Alarms from outside, as webhooks whose sender is checked: what Alertmanager sends, `CloudWatch` alarms through SNS, and
 //! whatever a host signs itself (feature `alarm-webhook`).
 //!
 //! [`AlarmWebhook::receive`] turns headers and a body into alarms, without any transport; [`AlarmService`] puts them before an
@@ -45,7 +45,7 @@ const SHORTEST: usize = 16;
 /// seen one may send it again. Signed messages are refused when they are older or newer than a window, and taken once.
 ///
 /// Payloads are told apart by what they hold: Alertmanager's (version 4; each alert that is firing is an alarm called by its
-/// `alertname`; resolved ones are none, nor are this family's own, `LlmRollout`), an SNS notification of a CloudWatch alarm (one whose new state is `ALARM`
+/// `alertname`; resolved ones are none, nor are this family's own, `LlmRollout`), an SNS notification of a `CloudWatch` alarm (one whose new state is `ALARM`
 /// is an alarm called by its `AlarmName`), and `{"name": "...", "detail": "..."}`.
 ///
 /// ```
@@ -319,6 +319,7 @@ impl AlarmWebhook {
     }
 
     /// The alarms of this delivery could not be put before the endpoint: when they come again, they are taken.
+    #[expect(clippy::needless_pass_by_value, reason = "it is given back")]
     pub fn failed(&self, delivery: Delivery) {
         let mut seen = self.seen();
         delivery.noted.iter().for_each(|id| seen.forget(id));

@@ -38,7 +38,7 @@ struct Alert {
     fingerprint: String,
 }
 
-/// What CloudWatch writes into an SNS message, as far as it matters.
+/// What `CloudWatch` writes into an SNS message, as far as it matters.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct CloudWatch {
@@ -109,7 +109,7 @@ impl Payload {
                 Ok(vec![found(id, &plain.name, &plain.detail)?])
             }
             Self::Sns(message) => {
-                let alarm: CloudWatch = serde_json::from_str(&message.message)
+                let alarm: CloudWatch = serde_json::from_str(&message.text)
                     .map_err(|e| format!("the SNS message is no alarm of CloudWatch: {e}"))?;
                 if alarm.new_state_value != "ALARM" {
                     return Ok(Vec::new());

@@ -20,7 +20,8 @@ pub(super) struct Message {
     pub(super) id: String,
     topic_arn: String,
     subject: Option<String>,
-    pub(super) message: String,
+    #[serde(rename = "Message")]
+    pub(super) text: String,
     pub(super) timestamp: String,
     #[serde(default)]
     signature_version: String,
@@ -36,7 +37,7 @@ impl Message {
     fn signed(&self) -> String {
         let confirms = self.kind != "Notification";
         let fields = [
-            ("Message", Some(&self.message)),
+            ("Message", Some(&self.text)),
             ("MessageId", Some(&self.id)),
             ("Subject", self.subject.as_ref().filter(|_| !confirms)),
             (

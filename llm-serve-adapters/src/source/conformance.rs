@@ -182,8 +182,9 @@ async fn replica(world: &Shared, arm: Arm) -> String {
         let own = series
             .into_iter()
             .filter(|(_, (version, ..), _)| *version == name(arm));
-        own.map(|(series, (_, _, more), value)| format!("{series}{{{more}}} {value}\n"))
-            .collect::<String>()
+        let lines =
+            own.map(|(series, (_, _, more), value)| format!("{series}{{{more}}} {value}\n"));
+        lines.collect::<Vec<_>>().concat()
     });
     serve(app).await
 }

@@ -64,19 +64,22 @@ pub struct ScrapeSource {
     timeout: Duration,
 }
 
+/// A label and its value, where that tells whose a series is.
+type Label = Option<(String, String)>;
+
 /// Where a version's series are found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Replica {
     version: VersionId,
     address: Address,
     /// Only series with this label are the version's.
-    label: Option<(String, String)>,
+    label: Label,
 }
 
 /// Builds a [`ScrapeSource`].
 #[must_use = "it does nothing until it is built"]
 pub struct ScrapeSourceBuilder {
-    replicas: Vec<(VersionId, String, Option<(String, String)>)>,
+    replicas: Vec<(VersionId, String, Label)>,
     token: Option<String>,
     measures: Measures,
     timeout: Duration,
@@ -204,12 +207,7 @@ impl ScrapeSource {
         self.add_labelled(version, address, None)
     }
 
-    fn add_labelled(
-        &self,
-        version: VersionId,
-        address: &str,
-        label: Option<(String, String)>,
-    ) -> Result<()> {
+    fn add_labelled(&self, version: VersionId, address: &str, label: Label) -> Result<()> {
         let address = Address::parse(address)?;
         let replica = Replica {
             version,

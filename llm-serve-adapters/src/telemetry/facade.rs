@@ -1,6 +1,6 @@
 //! To the recorder of the crate `metrics`.
 
-use super::{Gatherer, Point, Value};
+use super::{Attributes, Gatherer, Point, Value};
 use crate::endpoint::Endpoint;
 use crate::host::Result;
 use crate::recorder::Heights;
@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 pub struct MetricsExporter {
     gatherer: Gatherer,
     /// What histograms were told before.
-    told: BTreeMap<(&'static str, Vec<(&'static str, String)>), Heights>,
+    told: BTreeMap<(&'static str, Attributes), Heights>,
 }
 
 const ABOUT: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
@@ -65,7 +65,7 @@ impl MetricsExporter {
                 match metric.points.first().map(|p| &p.value) {
                     Some(Value::Gauge(_)) => recorder.describe_gauge(key_name, unit, about),
                     Some(Value::Histogram(..)) => {
-                        recorder.describe_histogram(key_name, unit, about)
+                        recorder.describe_histogram(key_name, unit, about);
                     }
                     Some(_) => recorder.describe_counter(key_name, unit, about),
                     None => {}

@@ -264,7 +264,7 @@ impl Eye {
     ) -> Result<(Gain, Reading), Violation> {
         let read = self.try_read(traffic, EPOCH, cursor).await?;
         let reading = accepted("a source that can answer reads", read)?;
-        Ok((self.gain(&reading)?, reading))
+        Ok((Self::gain(&reading)?, reading))
     }
 
     /// What holds of every window.
@@ -288,7 +288,7 @@ impl Eye {
     }
 
     /// What both arms gained, the same in all metrics.
-    fn gain(&self, reading: &Reading) -> Result<Gain, Violation> {
+    fn gain(reading: &Reading) -> Result<Gain, Violation> {
         let mut gains = Vec::new();
         for increment in reading.window.metrics.values() {
             let Increment::Binary {
@@ -605,7 +605,7 @@ pub async fn another_life(traffic: &mut dyn Traffic) -> Outcome {
     match eye.try_read(traffic, EPOCH, &cursor).await? {
         Err(e) => ensure(rule, e.kind() == ErrorKind::Permanent, e)?,
         Ok(reading) => {
-            let gain = eye.gain(&reading)?;
+            let gain = Eye::gain(&reading)?;
             ensure(rule, gain == served, (gain, "of", served))?;
         }
     }

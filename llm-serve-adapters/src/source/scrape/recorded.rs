@@ -8,19 +8,19 @@ use std::sync::Arc;
 
 /// With other values behind some series, and series that were not there before.
 fn with(text: &str, changes: &[(&str, &str)]) -> String {
-    let mut out = String::new();
+    let mut out = Vec::new();
     let mut left: Vec<_> = changes.to_vec();
     for line in text.lines() {
         let series = line.rsplit_once(' ').map_or(line, |(series, _)| series);
         match left.iter().position(|(changed, _)| *changed == series) {
-            Some(at) => out.push_str(&format!("{series} {}\n", left.remove(at).1)),
-            None => out.push_str(&format!("{line}\n")),
+            Some(at) => out.push(format!("{series} {}\n", left.remove(at).1)),
+            None => out.push(format!("{line}\n")),
         }
     }
     for (series, value) in left {
-        out.push_str(&format!("{series} {value}\n"));
+        out.push(format!("{series} {value}\n"));
     }
-    out
+    out.concat()
 }
 
 type Arms = [(u64, u64); 2];
