@@ -253,7 +253,7 @@ impl EngineBackendBuilder {
         self
     }
 
-    /// What the warm-up asks, instead of three short questions.
+    /// What the warm-up asks, instead of one short question.
     pub fn warm_up(mut self, prompts: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.warm_up = self.warm_up.prompts(prompts);
         self
@@ -304,7 +304,7 @@ impl fmt::Debug for EngineBackendBuilder {
 
 impl EngineBackend {
     pub(super) fn of(dialect: Dialect) -> EngineBackendBuilder {
-        let mut warm_up = WarmUp::default();
+        let mut warm_up = WarmUp::default().prompts(["Say hello."]);
         warm_up.deadline = DEADLINE;
         EngineBackendBuilder {
             dialect,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 impl EngineBackend {
-    /// Of SGLang servers, with a warm-up of three short questions and no version yet.
+    /// Of SGLang servers, with a warm-up of one short question and no version yet.
     ///
     /// Requests of a version must be sent under the name that was given with `--served-model-name`. After `standby` the weights are gone
     /// unless the server was started with `--enable-weights-cpu-backup`: give [`super::EngineVersion::load_from`], so that `prepare` loads

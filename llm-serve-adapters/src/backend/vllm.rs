@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 impl EngineBackend {
-    /// Of vLLM servers, with a warm-up of three short questions and no version yet.
+    /// Of vLLM servers, with a warm-up of one short question and no version yet.
     pub fn vllm() -> EngineBackendBuilder {
         Self::of(Dialect::Vllm)
     }
