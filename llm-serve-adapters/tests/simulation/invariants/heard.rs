@@ -1,7 +1,7 @@
 //! Who has heard that a router was told to go back from a rollout, or that an operator has forced the baseline on it, leads no
-//! router forward after that, and because of a latch renews no share either: one word is enough, wherever it was said. Where it was
-//! heard while an append was in doubt, one round may still go out before it is thought about; no second one does. A latch that was
-//! heard of before a rollout began says nothing about it: it belongs to the one before, until its router says it again.
+//! router forward after that: one word is enough, wherever it was said. Where it was heard while an append was in doubt, one round may
+//! still go out before it is thought about; no second one does. A latch that was heard of before a rollout began says nothing about it:
+//! it belongs to the one before, until its router says it again.
 
 use super::violated;
 use crate::history::{Asked, History, Number, Violation, What};
@@ -45,7 +45,7 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                 Asked::Observe => {
                     asked.insert((*process, sent.router), when);
                 }
-                Asked::Set(Direction::Forward | Direction::Promote) | Asked::Renew => {
+                Asked::Set(Direction::Forward | Direction::Promote) => {
                     let marked = marks.get(&(*process, sent.rollout)).copied();
                     let latched = latches.get(process).into_iter().flatten();
                     let bad = latched.map(|(router, when)| (*router, *when)).chain(marked);
