@@ -107,7 +107,7 @@ impl OpenAiBackendBuilder {
             counter,
         };
         for (version, upstream) in upstreams {
-            backend.add(version, upstream)?;
+            backend.add(version, &upstream)?;
         }
         Ok(backend)
     }
@@ -136,8 +136,8 @@ impl OpenAiBackend {
     ///
     /// # Errors
     /// `Permanent` for an upstream that cannot be used, or a version that has another one already.
-    pub fn add(&self, version: VersionId, upstream: Upstream) -> Result<()> {
-        let client = ChatClient::with(self.http.clone(), &upstream)?;
+    pub fn add(&self, version: VersionId, upstream: &Upstream) -> Result<()> {
+        let client = ChatClient::with(self.http.clone(), upstream)?;
         self.slots.add(version, client)
     }
 

@@ -6,7 +6,7 @@ use crate::host::{ErrorKind, Evaluator, Result};
 use crate::testing;
 use async_trait::async_trait;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use axum::{Json, Router};
@@ -30,7 +30,7 @@ type Reply = Arc<dyn Fn(&str, &Value) -> Response + Send + Sync>;
 async fn server(reply: impl Fn(&str, &Value) -> Response + Send + Sync + 'static) -> String {
     async fn answer(
         State(reply): State<Reply>,
-        uri: axum::http::Uri,
+        uri: Uri,
         Json(request): Json<Value>,
     ) -> Response {
         reply(uri.path(), &request)

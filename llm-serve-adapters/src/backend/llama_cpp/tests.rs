@@ -229,20 +229,20 @@ async fn complete(Of(fake): Of<Fake>, Json(asked): Json<Value>) -> Response {
     let model = fake.inside(|inside| {
         inside.asked.push(asked["lora"].to_string());
         match (inside.router, inside.models.get(model.as_str())) {
-            (false, _) => Ok("v1".to_owned()),
-            (true, Some(&"loaded")) => Ok(model.clone()),
-            (true, _) => Err(refuse(400, "model is not loaded")),
+            (false, _) => Some("v1".to_owned()),
+            (true, Some(&"loaded")) => Some(model.clone()),
+            (true, _) => None,
         }
     });
     match model {
-        Ok(model) => {
+        Some(model) => {
             let message = json!({"role": "assistant", "content": format!("I am {model}.")});
             Json(
                 json!({"model": model, "choices": [{"message": message, "finish_reason": "stop"}]}),
             )
             .into_response()
         }
-        Err(refused) => refused,
+        None => refuse(400, "model is not loaded"),
     }
 }
 

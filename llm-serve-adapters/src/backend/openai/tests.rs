@@ -406,11 +406,11 @@ fn what_cannot_work_is_refused_when_it_is_built() {
     assert!(OpenAiBackend::builder().warm_up_tokens(0).build().is_err());
     let backend = upstream(Upstream::new("http://host", "m")).unwrap();
     backend
-        .add(version('2'), Upstream::new("http://host", "m"))
+        .add(version('2'), &Upstream::new("http://host", "m"))
         .unwrap();
     assert!(
         backend
-            .add(version('2'), Upstream::new("http://host", "n"))
+            .add(version('2'), &Upstream::new("http://host", "n"))
             .is_err()
     );
 }
