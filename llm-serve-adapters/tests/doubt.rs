@@ -525,7 +525,7 @@ async fn a_router_is_left_out_once_its_lease_has_certainly_run_out() {
         left > Duration::from_secs(20) && left <= Duration::from_millis(25_200),
         "{left:?}"
     );
-    tokio::time::sleep(left - Duration::from_millis(100)).await;
+    tokio::time::sleep(left.saturating_sub(Duration::from_millis(100))).await;
     assert!(matches!(
         remove(&name).await,
         Err(AdministerError::MayServe(..))

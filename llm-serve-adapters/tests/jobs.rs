@@ -151,10 +151,12 @@ async fn an_evaluator_that_is_out_is_asked_again_and_one_that_refuses_blocks() {
     assert!(why.contains("the judge is out"), "{why}");
 }
 
+type Told = (&'static str, VersionId, Instant);
+
 /// Writes down what it was told, and when.
 #[derive(Debug, Clone)]
 struct Engines {
-    told: Arc<Mutex<Vec<(&'static str, VersionId, Instant)>>>,
+    told: Arc<Mutex<Vec<Told>>>,
     running: Option<u64>,
 }
 

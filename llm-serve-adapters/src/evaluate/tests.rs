@@ -28,11 +28,7 @@ type Reply = Arc<dyn Fn(&str, &Value) -> Response + Send + Sync>;
 
 /// A server that answers requests to each path by a function of the path and the request.
 async fn server(reply: impl Fn(&str, &Value) -> Response + Send + Sync + 'static) -> String {
-    async fn answer(
-        State(reply): State<Reply>,
-        uri: Uri,
-        Json(request): Json<Value>,
-    ) -> Response {
+    async fn answer(State(reply): State<Reply>, uri: Uri, Json(request): Json<Value>) -> Response {
         reply(uri.path(), &request)
     }
     let reply: Reply = Arc::new(reply);

@@ -92,7 +92,7 @@ impl Edge {
         count.trim().parse().unwrap()
     }
 
-    pub(crate) fn router(&self, memory: &MemoryStore, versions: [VersionId; 2]) -> EnvoyRouter {
+    pub(crate) fn router(&self, memory: &MemoryStore, versions: &[VersionId; 2]) -> EnvoyRouter {
         let id = RouterId::new("edge-1").unwrap();
         let endpoint = llm_rollout::EndpointId::new("chat").unwrap();
         EnvoyRouter::builder(
@@ -118,7 +118,7 @@ fn program() -> String {
 async fn shares_stick_and_what_is_changed_by_hand_is_noticed() {
     let (edge, _engines) = Edge::new().await;
     let memory = MemoryStore::new();
-    let router = edge.router(&memory, [version(1), version(2)]);
+    let router = edge.router(&memory, &[version(1), version(2)]);
     let _envoy = edge.start().await;
     shares_stick_grow_and_end(&router, edge.port, async || {
         edge.by_hand("llm.chat-v1=1000&llm.chat-v2=9000").await;
@@ -149,7 +149,7 @@ async fn shares_stick_and_what_is_changed_by_hand_is_noticed() {
 async fn a_mirror_reaches_the_candidate_and_no_user() {
     let (edge, engines) = Edge::new().await;
     let memory = MemoryStore::new();
-    let router = edge.router(&memory, [version(1), version(2)]);
+    let router = edge.router(&memory, &[version(1), version(2)]);
     let _envoy = edge.start().await;
     let mut state = router.observe(Fence::new(5)).await.unwrap();
     let mut mirrored = Vec::new();
@@ -197,7 +197,7 @@ async fn a_share_ends_by_itself_and_restarts_are_noticed() {
     let short = Duration::from_secs(4);
     let (mut edge, _engines) = Edge::new().await;
     let memory = MemoryStore::new();
-    let router = edge.router(&memory, [version(1), version(2)]);
+    let router = edge.router(&memory, &[version(1), version(2)]);
     let envoy = edge.start().await;
     let state = router.observe(Fence::new(5)).await.unwrap();
     let all = order(1, Direction::Forward, 100.0, short, &state);
@@ -232,7 +232,7 @@ async fn a_share_ends_by_itself_and_restarts_are_noticed() {
     );
     edge.to_admin.mend().await;
     drop(router);
-    let router = edge.router(&memory, [version(1), version(2)]);
+    let router = edge.router(&memory, &[version(1), version(2)]);
     let back = until("the router", async || {
         router.observe(Fence::new(5)).await.ok()
     })
@@ -270,7 +270,7 @@ async fn a_share_ends_by_itself_and_restarts_are_noticed() {
 async fn an_envoy_that_starts_anew_serves_the_recorded_baseline() {
     let (edge, _engines) = Edge::new().await;
     let memory = MemoryStore::new();
-    let router = edge.router(&memory, [version(1), version(2)]);
+    let router = edge.router(&memory, &[version(1), version(2)]);
     let envoy = edge.start().await;
     let state = router.observe(Fence::new(5)).await.unwrap();
     let state = router
@@ -309,12 +309,12 @@ async fn an_envoy_that_starts_anew_serves_the_recorded_baseline() {
 async fn it_passes_the_suite_of_routers() {
     let (edge, _engines) = Edge::new().await;
     let memory = MemoryStore::new();
-    let _first = edge.router(&memory, [version(1), version(2)]);
+    let _first = edge.router(&memory, &[version(1), version(2)]);
     let _envoy = edge.start().await;
     let subject = Conforming {
         port: edge.port,
         lease: Duration::from_secs(6),
-        open: || Arc::new(edge.router(&memory, [version(1), version(2)])) as Arc<dyn Forced>,
+        open: || Arc::new(edge.router(&memory, &[version(1), version(2)])) as Arc<dyn Forced>,
         router: Mutex::default(),
     };
     testing::router::suite(&subject).await.unwrap();

@@ -96,7 +96,8 @@ async fn times(port: u16, name: &str, replies: usize) -> (Duration, Duration) {
         assert!(arrived.len() > 2, "{arrived:?}");
         first.push(arrived[0]);
         each.push(
-            (arrived[arrived.len() - 1] - arrived[0]) / u32::try_from(arrived.len() - 1).unwrap(),
+            arrived[arrived.len() - 1].saturating_sub(arrived[0])
+                / u32::try_from(arrived.len() - 1).unwrap(),
         );
     }
     first.sort_unstable();

@@ -92,7 +92,7 @@ impl Edge {
         said
     }
 
-    pub(crate) fn router(&self, memory: &MemoryStore, versions: [VersionId; 2]) -> HaproxyRouter {
+    pub(crate) fn router(&self, memory: &MemoryStore, versions: &[VersionId; 2]) -> HaproxyRouter {
         let id = RouterId::new("edge-1").unwrap();
         let endpoint = llm_rollout::EndpointId::new("chat").unwrap();
         HaproxyRouter::builder(
@@ -115,7 +115,7 @@ async fn shares_stick_and_what_is_changed_by_hand_is_noticed() {
     let edge = Edge::new(EXPIRE).await;
     let _haproxy = edge.start().await;
     let memory = MemoryStore::new();
-    let router = edge.router(&memory, [version(1), version(2)]);
+    let router = edge.router(&memory, &[version(1), version(2)]);
     shares_stick_grow_and_end(&router, edge.port, async || {
         edge.by_hand("set table llm_split key share data.gpt0 9000")
             .await;
@@ -138,7 +138,7 @@ async fn a_share_ends_by_itself() {
     let edge = Edge::new(EXPIRE).await;
     let haproxy = edge.start().await;
     let memory = MemoryStore::new();
-    let router = edge.router(&memory, [version(1), version(2)]);
+    let router = edge.router(&memory, &[version(1), version(2)]);
     let state = router.observe(Fence::new(5)).await.unwrap();
     let mut state = router
         .set(&order(1, Direction::Forward, 100.0, LEASE, &state))
@@ -184,7 +184,7 @@ async fn a_share_ends_by_itself() {
     // HAProxy starts anew: what was told while it could not be reached is remembered, over a start of the router too.
     let _haproxy = edge.start().await;
     drop(router);
-    let router = edge.router(&memory, [version(1), version(2)]);
+    let router = edge.router(&memory, &[version(1), version(2)]);
     let state = router.observe(Fence::new(5)).await.unwrap();
     assert!(
         state.mark.is_some() && state.clock.boot != again.clock.boot,
@@ -222,7 +222,7 @@ async fn it_passes_the_suite_of_routers() {
     let subject = Conforming {
         port: edge.port,
         lease: Duration::from_secs(6),
-        open: || Arc::new(edge.router(&memory, [version(1), version(2)])) as Arc<dyn Forced>,
+        open: || Arc::new(edge.router(&memory, &[version(1), version(2)])) as Arc<dyn Forced>,
         router: Mutex::default(),
     };
     testing::router::suite(&subject).await.unwrap();

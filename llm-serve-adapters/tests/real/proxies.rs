@@ -161,10 +161,9 @@ async fn submit(endpoint: &Endpoint, name: &str, plan: Plan) -> Run {
 
 /// Waits for its end, however slow the machine is.
 async fn finished(endpoint: &Endpoint, run: &Run) -> End {
-    match tokio::time::timeout(5 * PATIENCE, run.finished()).await {
-        Ok(end) => end.unwrap(),
-        Err(_) => panic!("it does not end: {:#?}", endpoint.status()),
-    }
+    let end = tokio::time::timeout(5 * PATIENCE, run.finished()).await;
+    end.unwrap_or_else(|_| panic!("it does not end: {:#?}", endpoint.status()))
+        .unwrap()
 }
 
 /// v1 to v2 twice: once an operator changes the share by hand, which is noticed and ends the rollout; then it is promoted.
@@ -176,7 +175,7 @@ async fn disturbed_then_promoted(
     by_hand: impl AsyncFnOnce(),
 ) {
     let endpoint = endpoint(MemoryStore::new(), |b| b.router(router).source(source)).await;
-    let users = Users::begin(port, 4, manner(true));
+    let users = Users::begin(port, 4, &manner(true));
     let run = submit(&endpoint, "disturbed", plan(LEASE, &stage(50.0, "10m"))).await;
     answers_of(&users, "v2").await;
     by_hand().await;
@@ -189,7 +188,7 @@ async fn disturbed_then_promoted(
     let disturbed = users.finish().await;
     assert_eq!(disturbed.lost(), 0, "{disturbed:?}");
 
-    let users = Users::begin(port, 4, manner(false));
+    let users = Users::begin(port, 4, &manner(false));
     let began = Instant::now();
     let stages = [25.0, 50.0, 100.0].map(|share| stage(share, "1s")).concat();
     let run = submit(&endpoint, "undisturbed", plan(LEASE, &stages)).await;
@@ -218,7 +217,7 @@ async fn promoted_through_envoy_with_an_operator_in_between() {
     let engines = Engines::start().await;
     let edge = envoy::Edge::between(engines.ports()).await;
     let memory = MemoryStore::new();
-    let router = edge.router(&memory, versions());
+    let router = edge.router(&memory, &versions());
     let _envoy = edge.start().await;
     let source = counted_by_envoy(&edge);
     disturbed_then_promoted("Envoy", edge.port, router, source, async || {
@@ -233,7 +232,7 @@ async fn promoted_through_haproxy_with_an_operator_in_between() {
     let engines = Engines::start().await;
     let edge = haproxy::Edge::between(engines.ports(), Duration::from_secs(45));
     let memory = MemoryStore::new();
-    let router = edge.router(&memory, versions());
+    let router = edge.router(&memory, &versions());
     let _haproxy = edge.start().await;
     let source = counted_by_haproxy(&edge);
     disturbed_then_promoted("HAProxy", edge.port, router, source, async || {
@@ -249,11 +248,11 @@ async fn users_are_taken_off_whatever_of_envoy_cannot_be_reached() {
     let engines = Engines::start().await;
     let mut edge = envoy::Edge::between(engines.ports()).await;
     let memory = MemoryStore::new();
-    let router = edge.router(&memory, versions());
+    let router = edge.router(&memory, &versions());
     let _envoy = edge.start().await;
     let source = counted_by_envoy(&edge);
     let endpoint = endpoint(MemoryStore::new(), |b| b.router(router).source(source)).await;
-    let users = Users::begin(edge.port, 2, manner(true));
+    let users = Users::begin(edge.port, 2, &manner(true));
     let lease = "ttl = \"8s\"\nrenew_every = \"1s\"";
     let mut off = Vec::new();
     for everything in [false, true] {
@@ -292,11 +291,11 @@ async fn envoy_mirrors_to_a_candidate_that_no_user_meets() {
     let engines = Engines::start().await;
     let edge = envoy::Edge::between(engines.ports()).await;
     let memory = MemoryStore::new();
-    let router = edge.router(&memory, versions());
+    let router = edge.router(&memory, &versions());
     let _envoy = edge.start().await;
     let source = counted_by_envoy(&edge);
     let endpoint = endpoint(MemoryStore::new(), |b| b.router(router).source(source)).await;
-    let users = Users::begin(edge.port, 2, manner(false));
+    let users = Users::begin(edge.port, 2, &manner(false));
     let stages = "[[stages]]\nmirror = 50.0\ndwell = \"4s\"\nlimit = \"20m\"\n";
     let run = submit(&endpoint, "mirrored", shadow(stages)).await;
     let end = finished(&endpoint, &run).await;

@@ -7,7 +7,7 @@
 //! let places = Places::default().place("v1", v1.port()).place("v2", v2.port());
 //! let endpoint = endpoint(MemoryStore::new(), |builder| builder).await;
 //! let gateway = Gateway::open(endpoint, places).await;
-//! let users = Users::begin(gateway.port(), 4, gateway.manner());
+//! let users = Users::begin(gateway.port(), 4, &gateway.manner());
 //! let run = gateway.endpoint.submit(RolloutId::new("r").unwrap(), version("v2"), plan(&[1.0, 50.0])).await.unwrap();
 //! let end = run.finished().await.unwrap();
 //! let tally = users.finish().await;
@@ -180,7 +180,7 @@ pub(crate) async fn endpoint(
     more(builder).open().await.unwrap()
 }
 
-/// The layer in front of engines that speak OpenAI's API. The candidate's failures before the first token go to the baseline, and
+/// The layer in front of engines that speak `OpenAI`'s API. The candidate's failures before the first token go to the baseline, and
 /// an answer that is not about its question raises the flag `off_topic`.
 #[derive(Debug)]
 pub(crate) struct Gateway {
@@ -505,7 +505,7 @@ pub(crate) struct Users {
 
 impl Users {
     /// So many at once ask the server on this port.
-    pub(crate) fn begin(port: u16, count: usize, manner: Manner) -> Self {
+    pub(crate) fn begin(port: u16, count: usize, manner: &Manner) -> Self {
         let questions: Vec<_> = QUESTIONS.iter().map(|(question, _)| *question).collect();
         Self::asking(port, count, manner, &questions, 8)
     }
@@ -514,7 +514,7 @@ impl Users {
     pub(crate) fn asking(
         port: u16,
         count: usize,
-        manner: Manner,
+        manner: &Manner,
         questions: &[&'static str],
         tokens: u32,
     ) -> Self {
@@ -577,7 +577,8 @@ impl User {
                 self.note(|tally| tally.conversations += u64::from(turn == 0));
                 asked += 1;
                 let question = self.questions[asked % self.questions.len()];
-                let Some(model) = self.ask(&session, question, asked % 2 == 0).await else {
+                let Some(model) = self.ask(&session, question, asked.is_multiple_of(2)).await
+                else {
                     continue;
                 };
                 if let Some(before) = last.filter(|before| *before != model) {
@@ -669,7 +670,8 @@ pub(crate) fn plan_of(serve: &[f64], watched: &[&str], more: &str) -> Plan {
     );
     for metric in watched {
         let weight = 1.0 / watched.len() as f64;
-        text += &format!("[[gates]]\nmetric = \"{metric}\"\nweight = {weight}\n");
+        let gate = format!("[[gates]]\nmetric = \"{metric}\"\nweight = {weight}\n");
+        text.push_str(&gate);
     }
     if !more.contains("[triggers]") {
         text += "[triggers]\ncandidate_silent = \"3m\"\nno_verdict = \"5m\"\n";
@@ -682,9 +684,10 @@ pub(crate) fn plan_of(serve: &[f64], watched: &[&str], more: &str) -> Plan {
             5.0.. => 6,
             _ => 2,
         };
-        text += &format!(
+        let stage = format!(
             "[[stages]]\nserve = {share:.1}\ndwell = \"1s\"\nlimit = \"10m\"\nmin_samples = {samples}\n"
         );
+        text.push_str(&stage);
     }
     Plan::from_toml(&text).unwrap()
 }

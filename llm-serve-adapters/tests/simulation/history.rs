@@ -51,6 +51,10 @@ pub(crate) enum Asked {
 }
 
 /// A look that was decided upon.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is what one invariant asks"
+)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Looked {
     pub(crate) epoch: u64,

@@ -25,7 +25,7 @@ async fn broken_by(signal: &str) {
     };
     let endpoint = endpoint(MemoryStore::new(), |b| b).await;
     let gateway = Gateway::with(endpoint, places, limits).await;
-    let users = Users::begin(gateway.port(), 3, gateway.manner());
+    let users = Users::begin(gateway.port(), 3, &gateway.manner());
     // It soaks for longer than this lasts.
     let plan = plan_with(
         &[50.0],

@@ -35,7 +35,7 @@ fn store(folder: &Path) -> SqliteStore {
 /// A host that dies as soon as it sees a phase that none before it has died at.
 async fn live(folder: &Path, candidate: &str, places: Places) {
     let gateway = Gateway::open(endpoint(store(folder), |b| b).await, places).await;
-    let users = Users::begin(gateway.port(), 3, gateway.manner());
+    let users = Users::begin(gateway.port(), 3, &gateway.manner());
     let file = folder.join("died");
     let died: BTreeSet<String> = fs::read_to_string(&file)
         .unwrap_or_default()

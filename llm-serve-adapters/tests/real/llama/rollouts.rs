@@ -21,8 +21,8 @@ async fn rollout(
         .place(candidate, other.port());
     let gateway = Gateway::open(endpoint(MemoryStore::new(), |b| b).await, places).await;
     let users = match questions {
-        None => Users::begin(gateway.port(), 4, gateway.manner()),
-        Some(questions) => Users::asking(gateway.port(), 4, gateway.manner(), questions, tokens),
+        None => Users::begin(gateway.port(), 4, &gateway.manner()),
+        Some(questions) => Users::asking(gateway.port(), 4, &gateway.manner(), questions, tokens),
     };
     let began = Instant::now();
     let id = RolloutId::new(format!("to-{candidate}")).unwrap();
