@@ -16,6 +16,8 @@ use tokio::sync::Mutex;
 const DEADLINE: Duration = Duration::from_secs(300);
 /// One question about health or what runs.
 const GLANCE: Duration = Duration::from_secs(5);
+/// How often is looked for a later order while a version is asked.
+const AGAIN: Duration = Duration::from_millis(50);
 
 type Counter = Arc<dyn Fn(&VersionId) -> Option<u64> + Send + Sync>;
 
@@ -454,6 +456,16 @@ impl Inner {
         })
     }
 
+    /// Ends once a later order for this version came, with what to tell who gave the earlier one.
+    async fn overtaken(&self, version: &VersionId, at: Position) -> Error {
+        loop {
+            tokio::time::sleep(AGAIN).await;
+            if let Err(later) = self.fleet.still(version, at) {
+                return later;
+            }
+        }
+    }
+
     async fn check(&self, place: &Archive, what: &str, deadline: Deadline) -> Result<()> {
         let mut silent = true;
         for prompt in &self.prompts {
@@ -502,7 +514,11 @@ impl ServingBackend for TorchServeBackend {
                 this.fleet.still(version, at)?;
                 this.load(&place, &what, deadline).await?;
             }
-            this.check(&place, &what, deadline).await
+            // A version that is unregistered meanwhile may never answer.
+            tokio::select! {
+                checked = this.check(&place, &what, deadline) => checked,
+                later = this.overtaken(version, at) => Err(later),
+            }
         };
         let done = done.await;
         // Whatever went wrong: if a later order came, that is why.
