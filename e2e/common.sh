@@ -61,18 +61,18 @@ llama_server() {
 }
 
 # Runs the tests of a module of llm-serve-adapters/tests/real. Its lines "ok      WHAT: FIGURES" are printed, its lines
-# "VERIFIED ADAPTER COMPONENT VERSION" go into the table of adapters.
-real() { # real LANE VERSION
+# "VERIFIED ADAPTER COMPONENT VERSION" go into the table of adapters. Where tests mostly wait, several run side by side.
+real() { # real LANE VERSION [SIDE-BY-SIDE]
   local log=$work/$1.log ok=no begin=$SECONDS
   # The same packages and features for every lane and for the tests of .ci/run: they are built once.
   cargo test --quiet --all-features -p llm-version-core -p llm-gates -p llm-rollout -p llm-serve-adapters --test real \
-    -- --ignored --nocapture --test-threads 1 "$1::" >"$log" 2>&1 && ok=yes
+    -- --ignored --nocapture --test-threads "${3:-1}" "$1::" >"$log" 2>&1 && ok=yes
   grep -oE 'ok      .*' "$log" | sed 's/^/        /'
   # What was met, for the table of adapters.
   grep -oE 'VERIFIED .*' "$log" | cut -d' ' -f2- >>"$work/verified"
   # A lane without a test proves nothing.
   grep -qE '^test result: ok\. [1-9]' "$log" || ok=no
   [ $ok = yes ] || tail -n 40 "$log"
-  verdict "$1" $ok "$2; $(grep -oE '[0-9]+ passed' "$log" | tail -n 1), $((SECONDS - begin)) s with building"
+  verdict "$1" $ok "$2; $(grep -oE '[0-9]+ passed' "$log" | tail -n 1) in $(grep -oE 'finished in [0-9.]+' "$log" | tail -n 1 | cut -d' ' -f3) s, $((SECONDS - begin)) s with building"
 }
 

@@ -4,5 +4,5 @@ lane() {
   local bin
   bin=$(echo /usr/lib/postgresql/*/bin | tr ' ' '\n' | tail -n 1)
   [ -x "$bin/initdb" ] || { missing postgres "postgresql cannot be installed"; return; }
-  real postgres "$("$bin/postgres" --version)"
+  real postgres "$("$bin/postgres" --version)" 4
 }

@@ -8,5 +8,5 @@ lane() {
     { missing triton "this Triton has no stub for Python $python"; return; }
   chmod +x "$server/bin/tritonserver" "$server/backends/python/triton_python_backend_stub"
   export LLM_E2E_TRITON=$server LLM_E2E_TRITON_PYTHON=$venv/bin LLM_E2E_TRITON_SITE=$site
-  real triton "nvidia-pytriton 0.7.0"
+  real triton "nvidia-pytriton 0.7.0" 2
 }
