@@ -490,6 +490,8 @@ async fn a_gate_on_what_nothing_measures_is_refused_before_the_rollout_begins() 
 struct Gateway {
     router: Arc<InProcessRouter>,
     cut: Arc<AtomicBool>,
+    /// It hears, and cannot be read back.
+    mute: Arc<AtomicBool>,
 }
 
 impl Gateway {
@@ -499,6 +501,7 @@ impl Gateway {
         Self {
             router: Arc::new(router.clock(Arc::new(SystemClock::new())).open().unwrap()),
             cut: Arc::default(),
+            mute: Arc::default(),
         }
     }
 
@@ -522,6 +525,9 @@ impl TrafficRouter for Gateway {
 
     async fn observe(&self, fence: Fence) -> Result<RouterState> {
         self.reached()?;
+        if self.mute.load(Ordering::SeqCst) {
+            return Err(Error::transient("it says nothing"));
+        }
         self.router.observe(fence).await
     }
 
@@ -560,6 +566,31 @@ async fn what_goes_back_without_the_log_is_told_again_and_never_renewed() {
     assert_eq!(state.mark, Some(id("r1")), "it has heard, without the log");
     assert!(!state.split.exposes());
     store.cut(false);
+    host.live(60, 10, &alike).await;
+    assert_eq!(run.finished().await.unwrap().phase, Phase::RolledBack);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_be_read_back_is_told_to_go_back_all_the_same() {
+    let gateway = Gateway::open();
+    let second = gateway.clone();
+    let mut host = Host::with(&Cuttable::default(), |builder| builder.router(second)).await;
+    let run = host
+        .endpoint
+        .submit(id("r1"), version(2), plan())
+        .await
+        .unwrap();
+    host.live(30, 40, &alike).await;
+    assert!(gateway.router.state().split.exposes());
+    gateway.mute.store(true, Ordering::SeqCst);
+    run.abort("ana", "looks wrong").await.unwrap();
+    // Long before the lease ends.
+    host.live(5, 10, &alike).await;
+    let state = gateway.router.state();
+    assert_eq!(state.mark, Some(id("r1")), "it has heard");
+    assert!(!state.split.exposes());
+    // It is over when it has been confirmed.
+    gateway.mute.store(false, Ordering::SeqCst);
     host.live(60, 10, &alike).await;
     assert_eq!(run.finished().await.unwrap().phase, Phase::RolledBack);
 }

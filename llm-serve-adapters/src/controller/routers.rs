@@ -3,7 +3,9 @@
 use super::{Controller, is_back};
 use crate::host::{ErrorKind, Result, Support, TrafficRouter};
 use futures_util::future::join_all;
-use llm_rollout::{Direction, Fence, Input, Observed, Order, Position, Rollout, RouterState, Step};
+use llm_rollout::{
+    Direction, Fence, Input, Observed, Order, Position, Rollout, RouterClock, RouterState, Step,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -96,7 +98,12 @@ impl Controller {
         let fence = self.fence;
         let split = &step.state.split;
         let round = join_all(self.routers().map(async |router| {
-            let clock = within(router.observe(fence)).await?.clock;
+            let clock = match within(router.observe(fence)).await {
+                Ok(state) => state.clock,
+                Err(error) if error.kind() == ErrorKind::Fenced => return Err(error),
+                // Who cannot be read may hear all the same; the way back needs no clock.
+                Err(_) => RouterClock::default(),
+            };
             let order = Order {
                 at: Position { fence, seq },
                 direction,
@@ -129,7 +136,17 @@ async fn visit(
     forward: bool,
     within_grace: bool,
 ) -> Result<RouterState> {
-    let state = router.observe(fence).await?;
+    let state = match router.observe(fence).await {
+        Ok(state) => state,
+        Err(error) => {
+            // Who cannot be read may hear all the same; the way back needs no clock.
+            let order = rollout.and_then(|r| r.order(fence, RouterClock::default()));
+            return match order.filter(|order| order.direction == Direction::Back) {
+                Some(order) if error.kind() != ErrorKind::Fenced => router.set(&order).await,
+                _ => Err(error),
+            };
+        }
+    };
     let Some(order) = rollout.and_then(|r| r.order(fence, state.clock)) else {
         return Ok(state);
     };
