@@ -54,7 +54,7 @@ pub trait Subject: Sync {
 /// # use llm_serve_adapters::testing::{self, router::Subject};
 /// # use llm_version_core::{Digest, Name, Version, VersionId};
 /// # use std::sync::{Arc, Mutex};
-/// # fn version(n: u64) -> VersionId { VersionId::new(Name::new("chat").unwrap(), Version::new(n, 0, 0), Digest::of(b"")) }
+/// # fn version(n: u32) -> VersionId { VersionId::new(Name::new("chat").unwrap(), Version::new(n, 0, 0), Digest::of(b"")) }
 /// struct Gateway { memory: Arc<dyn RouterMemory>, router: Mutex<Option<Arc<InProcessRouter>>> }
 ///
 /// #[async_trait::async_trait]
