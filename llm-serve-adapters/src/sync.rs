@@ -15,10 +15,8 @@ pub(crate) use std::{
 #[cfg(loom_check)]
 pub(crate) use self::checked::*;
 
-/// The size of a table: the first, or the second where every order of threads is tried.
-pub(crate) const fn sized<T: Copy>(usual: T, checked: T) -> T {
-    if cfg!(loom_check) { checked } else { usual }
-}
+/// Whether tables are small. A constant, since what is called for an array's length can send the compiler (1.95) in circles.
+pub(crate) const SMALL: bool = cfg!(loom_check);
 
 #[cfg(loom_check)]
 mod checked {

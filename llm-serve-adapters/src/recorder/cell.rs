@@ -2,7 +2,7 @@
 
 use super::histogram::{self, BUCKETS};
 use crate::router::Decision;
-use crate::sync::{AtomicU64, Ordering, fence, sized, spin_loop, yield_now};
+use crate::sync::{AtomicU64, Ordering, SMALL, fence, spin_loop, yield_now};
 use std::ops::{Deref, Range};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub(crate) const CLASSES: usize = 2;
 pub(crate) const CLASS_COUNT: usize = 10;
 pub(crate) const FLAGS: usize = CLASSES + CLASS_COUNT;
 /// The most flags that a recorder knows.
-pub(crate) const FLAG_COUNT: usize = sized(16, 1);
+pub(crate) const FLAG_COUNT: usize = if SMALL { 1 } else { 16 };
 /// Times to the first token.
 pub(crate) const FIRST: usize = FLAGS + FLAG_COUNT;
 /// Times waited in vain for a first token.
@@ -176,7 +176,7 @@ impl Drop for Write<'_> {
 /// No decision's subject: its epoch is the last, and its role is not left out.
 const NOTHING: u64 = u64::MAX;
 /// How often a reader tries before it gives up; it lets others run in between.
-const TRIES: usize = sized(2_000, 2);
+const TRIES: usize = if SMALL { 2 } else { 2_000 };
 
 impl Cell {
     pub(crate) fn new() -> Self {

@@ -1,13 +1,13 @@
 //! Log-linear buckets over milliseconds: 32 to each doubling, so that a value is known to 1.6 %.
 
-use crate::sync::sized;
+use crate::sync::SMALL;
 use std::time::Duration;
 
 /// 32 buckets to a doubling.
-const SUB_BITS: u32 = sized(5, 0);
+const SUB_BITS: u32 = if SMALL { 0 } else { 5 };
 const SUB: usize = 1 << SUB_BITS;
 /// Values from here on (70 minutes) share the last bucket.
-const LIMIT_BITS: u32 = sized(22, 1);
+const LIMIT_BITS: u32 = if SMALL { 1 } else { 22 };
 
 /// Buckets of a histogram.
 pub(crate) const BUCKETS: usize = SUB * (LIMIT_BITS - SUB_BITS + 1) as usize + 1;

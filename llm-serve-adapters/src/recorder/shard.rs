@@ -3,7 +3,7 @@
 use super::cell::{Cell, Interrupted, Totals};
 use super::waiting::Waiting;
 use crate::router::{Decision, Grow, Role, Slice, VersionSlot};
-use crate::sync::{AtomicU64, Mutex, MutexGuard, OnceLock, Ordering, fence, sized, yield_now};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, OnceLock, Ordering, SMALL, fence, yield_now};
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,13 +11,13 @@ use std::sync::atomic::AtomicU64 as StdAtomicU64;
 use std::sync::{Arc, Mutex as StdMutex, OnceLock as StdOnceLock, PoisonError, Weak};
 
 /// How many epochs a thread keeps: what ends later than that is counted as late.
-const EPOCHS: usize = sized(4, 2);
+const EPOCHS: usize = if SMALL { 2 } else { 4 };
 /// See [`Decision::kind`].
-const KINDS: usize = sized(23, 2);
+const KINDS: usize = if SMALL { 2 } else { 23 };
 /// How often a reader tries before it gives up; it lets others run in between.
-const TRIES: usize = sized(2_000, 2);
+const TRIES: usize = if SMALL { 2 } else { 2_000 };
 /// Versions whose load is found without a search: most processes never serve more.
-const FEW: usize = sized(8, 2);
+const FEW: usize = if SMALL { 2 } else { 8 };
 
 /// The place of a decision's epoch among the last few.
 #[inline]

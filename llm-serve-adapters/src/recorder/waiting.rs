@@ -1,13 +1,13 @@
 //! Candidate requests without a first token: a hung candidate finishes none, and must be visible all the same.
 
 use crate::router::VersionSlot;
-use crate::sync::{AtomicU64, Ordering, sized};
+use crate::sync::{AtomicU64, Ordering, SMALL};
 use llm_rollout::Timestamp;
 use std::fmt;
 use std::time::Duration;
 
 /// Requests that can be waited for at once.
-const SLOTS: usize = sized(4_096, 2);
+const SLOTS: usize = if SMALL { 2 } else { 4_096 };
 /// How many places a request tries: bounds the time of a begin.
 const PROBES: usize = 32;
 

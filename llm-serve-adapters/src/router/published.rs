@@ -8,7 +8,7 @@ use super::decision::{Decision, Reason, Role, Slice};
 use super::hash;
 use super::key::{Key, Pin};
 use super::versions::VersionSlot;
-use crate::sync::{AtomicU64, Ordering, fence, sized, spin_loop};
+use crate::sync::{AtomicU64, Ordering, SMALL, fence, spin_loop};
 use llm_rollout::{Split, Timestamp};
 
 /// The split in force, as request threads need it.
@@ -120,7 +120,7 @@ pub(crate) fn role(place: u64, candidate_below: u64, control_from: u64) -> Role 
 }
 
 /// How often a reader tries before it falls back to the baseline: a few hundred nanoseconds.
-const TRIES: usize = sized(64, 2);
+const TRIES: usize = if SMALL { 2 } else { 64 };
 
 /// One writer at a time (the caller sees to that), any number of readers. A reader never waits for the writer.
 #[repr(align(128))]
