@@ -4,12 +4,14 @@
 
 mod common;
 
-use common::{Cuttable, Host, alike, id, plan, version};
+use common::{Cuttable, Host, Reads, alike, id, plan, version};
 use llm_rollout::{
-    EndpointId, Epoch, Input, Phase, Rollout, RolloutId, Seq, Share, Split, Step, Timestamp,
+    Effect, EndpointId, Epoch, Input, Phase, Response, Rollout, RolloutId, Seq, Share, Split, Step,
+    Timestamp,
 };
 use llm_serve_adapters::host::StateStore as _;
 use llm_serve_adapters::journal::{Entry, Event, Ledger};
+use std::sync::atomic::Ordering;
 
 fn chat() -> EndpointId {
     EndpointId::new("chat").unwrap()
@@ -77,6 +79,79 @@ fn what_cannot_follow_is_refused_and_changes_nothing() {
         assert!(error.contains("chat"), "{error}");
         assert_eq!(after, ledger);
     }
+}
+
+fn alarmed(response: Response, detail: &str) -> Event {
+    Event::Alarmed {
+        probe: "canonical".to_owned(),
+        rollout: id("r1"),
+        response,
+        detail: detail.to_owned(),
+        at: Timestamp::from_millis(2_000),
+    }
+}
+
+#[test]
+fn a_watch_wakes_people_unless_it_only_warns() {
+    for (response, wakes) in [
+        (Response::Warn, false),
+        (Response::Page, true),
+        (Response::Hold, true),
+    ] {
+        let mut ledger = begun();
+        follow(&mut ledger, alarmed(response, "3 of 4 failed")).unwrap();
+        let told = ledger.outbox.values().map(|intent| match &intent.effect {
+            Effect::Notify(notice) => (notice.page, notice.text.as_str()),
+            other => panic!("{other:?}"),
+        });
+        let text = "watch \"canonical\": 3 of 4 failed";
+        assert_eq!(told.collect::<Vec<_>>(), [(wakes, text)], "{response:?}");
+        assert_eq!(ledger.bars.len(), usize::from(response == Response::Hold));
+    }
+}
+
+#[test]
+fn of_what_nobody_takes_the_newest_is_kept() {
+    let mut ledger = begun();
+    let mut kept = Vec::new();
+    for n in 0..300 {
+        let seq = ledger.next;
+        follow(&mut ledger, alarmed(Response::Warn, &n.to_string())).unwrap();
+        kept.push(seq);
+    }
+    kept.drain(..300 - 256);
+    let outbox = ledger.outbox.keys().map(|id| id.seq);
+    assert_eq!(outbox.collect::<Vec<_>>(), kept);
+}
+
+#[test]
+fn replicas_serve_production_until_a_rollout_has_routed_something() {
+    let mut ledger = begun();
+    follow(&mut ledger, submitted("r1")).unwrap();
+    let steady = Split::steady(None, version(1), Epoch::default());
+    assert_eq!(ledger.split(), Some(steady));
+    assert_ne!(ledger.split().unwrap(), rollout("r1").state().split);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_story_is_read_page_by_page_where_it_is_long() {
+    let store = Cuttable::default();
+    let mut host = Host::start(&store).await;
+    let endpoint = host.endpoint.clone();
+    let run = endpoint.submit(id("r1"), version(2), plan()).await.unwrap();
+    host.live(60, 40, &alike).await;
+    run.abort("ana", "enough").await.unwrap();
+    host.live(60, 40, &alike).await;
+    let read = async |reads| {
+        store.reads(reads);
+        let before = store.pages.load(Ordering::SeqCst);
+        let incident = endpoint.incident(&id("r1")).await.unwrap().unwrap();
+        (incident, store.pages.load(Ordering::SeqCst) - before)
+    };
+    let (whole, one) = read(Reads::Whole).await;
+    let (paged, many) = read(Reads::Small).await;
+    assert_eq!(whole, paged);
+    assert!(one == 1 && many > 5, "{one} and {many} pages");
 }
 
 #[tokio::test(start_paused = true)]

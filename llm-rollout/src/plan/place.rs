@@ -57,7 +57,7 @@ impl Place {
     /// The place of a line and a column of bytes, both from 1.
     pub(super) fn at(text: &str, line: usize, column: usize) -> Self {
         let at = offset(text, line, column);
-        Self::of(text, &(at..at + 1))
+        Self::of(text, &(at..at))
     }
 
     /// The place of the last such words before a line and a column.
@@ -196,7 +196,6 @@ impl Json<'_> {
                 match byte {
                     _ if escaped => escaped = false,
                     b'\\' => escaped = true,
-                    b'"' if depth == 0 => return i + 1,
                     b'"' => quoted = false,
                     _ => {}
                 }
@@ -306,8 +305,24 @@ mod tests {
         let (line, column, marked) = found(&json, "b");
         assert_eq!((line, marked.as_str()), (1, "12345"));
         assert!(column > 1_500);
+        let place = Place::find(&json, "b").unwrap();
+        let (before, _) = place.quoted.split_once("\"b\"").unwrap();
+        assert!(before.starts_with("...") && before.len() > 30, "{before}");
         let place = Place::find(&json, "a").unwrap();
         assert!(Shown(place).to_string().len() < 4 * WIDE);
+        let just = format!("{{\"a\": \"{}\", \"b\": 12}}", "x".repeat(WIDE - 18));
+        assert_eq!(just.len(), WIDE);
+        assert_eq!(Place::find(&just, "b").unwrap().quoted, just);
+    }
+
+    #[test]
+    fn lines_and_columns_are_counted_from_one() {
+        let text = "{\n \"a\": 1,\n \"b\": 2\n}";
+        for (line, column) in [(1, 1), (2, 5), (3, 7)] {
+            let place = Place::at(text, line, column);
+            assert_eq!((place.line, place.column), (line, column));
+            assert_eq!(place.carets, (column - 1, 1));
+        }
     }
 
     #[test]
@@ -316,9 +331,22 @@ mod tests {
             ("dwel", Some("dwell")),
             ("sreve", Some("serve")),
             ("advnace", Some("advance")),
+            ("avdence", Some("advance")),
+            ("wall", None),
             ("nothing", None),
         ] {
             assert_eq!(meant(written, ["serve", "dwell", "advance"]), expected);
+        }
+        for (a, b, letters) in [
+            ("kitten", "sitting", 3),
+            ("saturday", "sunday", 3),
+            ("aab", "b", 2),
+            ("b", "aab", 2),
+            ("abcd", "", 4),
+            ("ab", "ba", 1),
+            ("abcd", "badc", 2),
+        ] {
+            assert_eq!(distance(a, b), letters, "{a} to {b}");
         }
     }
 }

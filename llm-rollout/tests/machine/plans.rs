@@ -106,6 +106,93 @@ fn every_rule_has_its_bounds() {
 }
 
 #[test]
+fn what_is_judged_beside_the_gates_has_its_rules_too() {
+    let text = r#"
+        alpha = 0.05
+        bake = "1h"
+        [metrics]
+        faults = { fault = {} }
+        slow = { first_token_over = "1s" }
+        worse = { pair = "judge" }
+        [[gates]]
+        metric = "faults"
+        weight = 1.0
+        [[thresholds]]
+        metric = "worse"
+        worse_than = { baseline_plus = 0.5 }
+        [[hard_limits]]
+        metric = "faults"
+        [[stages]]
+        mirror = 10.0
+        serve = 0.0
+        dwell = "1m"
+        needs = ["worse"]
+        [[stages]]
+        serve = 5.0
+        dwell = "1m"
+    "#;
+    let limited = |metric: &str| format!("{text}[[hard_limits]]\nmetric = \"{metric}\"\n");
+    assert!(Plan::from_toml(&limited("slow")).is_ok());
+    let error = Plan::from_toml(&limited("faults")).unwrap_err();
+    assert_eq!(error.path(), Some("hard_limits[1].metric"));
+    assert_eq!(error.problem(), "\"faults\" already has a hard limit");
+    for (needs, why) in [
+        (
+            "needs = [\"faults\"]",
+            "the candidate answers no user in this stage",
+        ),
+        ("needs = [\"slow\"]", "has no gate"),
+    ] {
+        let error = Plan::from_toml(&text.replace("needs = [\"worse\"]", needs)).unwrap_err();
+        assert_eq!(error.path(), Some("stages[0].needs[0]"));
+        assert!(error.problem().contains(why), "{error}");
+    }
+    let unmirrored = format!("{text}needs = [\"worse\"]\n");
+    let error = Plan::from_toml(&unmirrored).unwrap_err();
+    assert!(
+        error
+            .problem()
+            .ends_with("nothing is mirrored in this stage"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_stage_judges_what_its_exposure_feeds() {
+    let text = r#"
+        alpha = 0.05
+        bake = "1h"
+        [metrics]
+        faults = { fault = {} }
+        [[gates]]
+        metric = "faults"
+        weight = 1.0
+        [[thresholds]]
+        metric = "faults"
+        worse_than = { baseline_plus = 0.5 }
+        [[thresholds]]
+        name = "ceiling"
+        metric = "faults"
+        worse_than = { absolute = 0.1 }
+        [[stages]]
+        serve = 0.0
+        dwell = "1m"
+        [[stages]]
+        serve = 5.0
+        dwell = "1m"
+        [[stages]]
+        serve = 100.0
+        dwell = "1m"
+    "#;
+    let plan = Plan::from_toml(text).unwrap();
+    let judged = |stage| {
+        let plan = plan.gate_plan(stage);
+        plan.map_or(0, |plan| plan.thresholds.len())
+    };
+    assert_eq!([judged(0), judged(1), judged(2)], [0, 2, 1]);
+}
+
+#[test]
 fn what_is_left_out_has_its_default_and_is_not_written() {
     let text = r#"
         alpha = 0.05

@@ -9,6 +9,7 @@
     reason = "a test reads its plans from files, and fails by panicking"
 )]
 
+mod findings;
 mod presets;
 
 use llm_rollout::plan::lint::Finding;

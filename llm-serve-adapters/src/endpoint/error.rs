@@ -185,3 +185,17 @@ fn quoted(names: &BTreeSet<String>) -> String {
     }
     out.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fifty_names_are_listed_and_the_rest_counted() {
+        let listed = |n: u32| quoted(&(0..n).map(|i| i.to_string()).collect());
+        assert_eq!(listed(0), "none");
+        assert_eq!(listed(2), "\"0\", \"1\"");
+        assert_eq!(listed(50).matches(", ").count(), 49);
+        assert!(listed(51).ends_with(", 1 more"), "{}", listed(51));
+    }
+}

@@ -35,7 +35,6 @@ pub(super) fn share_reached(n: f64, p: f64, share: f64, strictly: bool) -> f64 {
 /// Probability that a window of an equal candidate is a breach: `n` of its requests, `others` of the baseline's, each bad with probability `p`.
 pub(super) fn breach(worse_than: Threshold, n: f64, others: f64, p: f64) -> Option<f64> {
     match worse_than {
-        Threshold::Absolute(limit) if limit >= 1.0 => Some(0.0),
         Threshold::Absolute(limit) if limit >= 0.0 => Some(share_reached(n, p, limit, true)),
         Threshold::BaselinePlus(more) if more > 0.0 && n > 0.0 && others > 0.0 => {
             let factor = 1.0 + more;
@@ -61,7 +60,6 @@ pub(super) fn sustained(how: Sustained, q: f64, windows: f64) -> f64 {
         1.0 - (-chances).exp()
     };
     match how {
-        Sustained::Total(n) if f64::from(n) > windows => 0.0,
         Sustained::Total(n) => share_reached(windows, q, f64::from(n) / windows, false),
         Sustained::Consecutive(n) => run(q, n, windows),
         Sustained::OfLast { breaches, windows } => of_last(breaches, windows),
@@ -125,7 +123,71 @@ mod tests {
     }
 
     #[test]
+    fn rare_breaches_near_each_other_are_as_rare_as_runs_of_them() {
+        for n in [2, 3] {
+            let how = Sustained::OfLast {
+                breaches: n,
+                windows: n,
+            };
+            let (exact, ours) = (counted(how, 0.02, 16), sustained(how, 0.02, 16.0));
+            assert!((ours / exact - 1.0).abs() < 0.05, "{n}: {ours} for {exact}");
+        }
+    }
+
+    #[test]
+    fn nothing_lasts_longer_than_there_are_windows() {
+        for windows in [0.0, 2.0] {
+            assert!(sustained(Sustained::Total(3), 0.1, windows) < 1e-12);
+            assert!(sustained(Sustained::Consecutive(3), 0.1, windows) < 1e-12);
+        }
+        let just = sustained(Sustained::Consecutive(3), 0.1, 3.0);
+        assert!((just - 0.001).abs() < 1e-12, "{just}");
+    }
+
+    /// How often the candidate's share is beyond so many times the baseline's, by counting both.
+    fn beyond(factor: f64, n: u32, others: u32, p: f64) -> f64 {
+        let pmf = |n: u32, k: u32| {
+            let tail = |k| share_reached(f64::from(n), p, f64::from(k) / f64::from(n), false);
+            tail(k) - if k < n { tail(k + 1) } else { 0.0 }
+        };
+        let more = |k: u32| {
+            let share = factor * f64::from(k) / f64::from(others);
+            share_reached(f64::from(n), p, share, true)
+        };
+        (0..=others).map(|k| pmf(others, k) * more(k)).sum()
+    }
+
+    #[test]
+    fn a_window_of_an_equal_candidate_is_a_breach_by_chance() {
+        let absolute = |limit| breach(Threshold::Absolute(limit), 20.0, 0.0, 0.05).unwrap();
+        assert!((absolute(0.1) - 0.075_483_7).abs() < 1e-6, "more than two");
+        assert!((absolute(0.0) - 0.641_514_1).abs() < 1e-6, "any at all");
+        assert!(absolute(1.0) < 1e-12, "more than all");
+        let relative = |more, n, others| breach(Threshold::BaselinePlus(more), n, others, 0.2);
+        let (ours, exact) = (
+            relative(0.25, 400.0, 1_600.0).unwrap(),
+            beyond(1.25, 400, 1_600, 0.2),
+        );
+        assert!((ours / exact - 1.0).abs() < 0.1, "{ours} for {exact}");
+        for (more, n, others) in [
+            (0.0, 400.0, 1_600.0),
+            (0.25, 0.0, 1_600.0),
+            (0.25, 400.0, 0.0),
+        ] {
+            assert_eq!(relative(more, n, others), None, "{more} {n} {others}");
+        }
+        assert_eq!(breach(Threshold::Absolute(-0.1), 20.0, 0.0, 0.05), None);
+    }
+
+    #[test]
     fn a_share_is_reached_as_often_as_it_is() {
+        assert!(
+            share_reached(EXACT, 0.999_999, 2.0, false) < 1e-12,
+            "more than all"
+        );
+        // Beyond what is summed: 1.25 standard deviations, and none.
+        assert!((share_reached(1e6, 0.2, 0.2005, false) - 0.105_65).abs() < 1e-5);
+        assert!((share_reached(1e9, 0.01, 0.01, false) - 0.5).abs() < 1e-9);
         assert!((share_reached(2.0, 0.5, 0.5, false) - 0.75).abs() < 1e-12);
         assert!((share_reached(2.0, 0.5, 0.5, true) - 0.25).abs() < 1e-12);
         assert!(share_reached(20.0, 0.05, 0.5, false) < 1e-7);

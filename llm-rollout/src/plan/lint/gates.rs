@@ -219,7 +219,7 @@ fn check_gate(view: &View<'_>, i: usize, gate: &LiveGate, findings: &mut Finding
     if !view.is_blind(gate) {
         return;
     }
-    let found = view.found_by(view.spec.stages.len() - 1, gate);
+    let found = view.found_by(view.spec.stages.len(), gate);
     let samples = view
         .stages()
         .map(|(_, s)| view.samples(s, &gate.metric, s.dwell));

@@ -1,7 +1,7 @@
 //! Thresholds and hard limits: whether they can be judged, and what chance alone does to them.
 
 use super::chances::{breach, share_reached, sustained};
-use super::view::{View, count, part, percent, time, words};
+use super::view::{View, count, percent, time, words};
 use super::{Findings, Severity};
 use crate::StageSpec;
 use llm_gates::{Action, Direction, HardLimit, LiveThreshold, Threshold};
@@ -117,11 +117,8 @@ fn false_alarms(view: &View<'_>, threshold: &LiveThreshold, rate: f64) -> f64 {
     let mut kept = 1.0;
     for (_, stage) in judged(view, threshold) {
         let n = view.samples(stage, &threshold.metric, look);
-        let others = match view.compared(stage, &threshold.metric) {
-            Some(share) => n * (1.0 - share) / share,
-            None if part(stage.serve.0) >= 1.0 => 0.0,
-            None => n,
-        };
+        let compared = view.compared(stage, &threshold.metric);
+        let others = compared.map_or(0.0, |share| n * (1.0 - share) / share);
         let windows = (stage.dwell.as_secs_f64() / look.as_secs_f64()).ceil();
         if let Some(q) = breach(threshold.worse_than, n, others, rate) {
             kept *= 1.0 - sustained(threshold.sustained, q, windows);
@@ -176,5 +173,41 @@ fn check_limit(view: &View<'_>, i: usize, limit: &HardLimit, findings: &mut Find
             ),
             "a larger share or larger blocks; what is smaller is a gate's to find",
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Expected, Plan, Traffic};
+
+    #[test]
+    fn a_threshold_is_broken_by_chance_as_often_as_its_windows_are() {
+        let plan = Plan::from_toml(
+            r#"
+            alpha = 0.05
+            bake = "1h"
+            look_every = "10s"
+            [metrics]
+            faults = { fault = {} }
+            [[thresholds]]
+            metric = "faults"
+            worse_than = { baseline_plus = 0.25 }
+            min_samples = 50
+            sustained = { total = 1 }
+            [[stages]]
+            serve = 20.0
+            dwell = "10s"
+            [[stages]]
+            serve = 100.0
+            dwell = "10s"
+        "#,
+        )
+        .unwrap();
+        let traffic = Traffic::new(100.0).metric("faults", Expected::new(0.2, 2.0));
+        let view = View::new(&plan, &traffic);
+        // A quarter more than a fifth, of 200 requests beside 800: 0.05 / sqrt(0.16 (1 / 200 + 1.5625 / 800)) standard deviations; then nothing is beside it.
+        let chance = false_alarms(&view, &plan.spec().thresholds[0], 0.2);
+        assert!((chance - 0.066_93).abs() < 1e-4, "{chance}");
     }
 }

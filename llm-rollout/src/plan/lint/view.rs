@@ -85,15 +85,12 @@ impl<'a> View<'a> {
         let share = self.compared(stage, &gate.metric)?;
         let tolerated = 1.0 + gate.margin;
         let (rate, ratio) = (expected.rate * tolerated, expected.effect / tolerated);
-        if rate >= 1.0 || ratio <= 1.0 {
-            return None;
-        }
         Detection::new(rate, ratio, share, self.level(gate), MIXTURE)
             .and_then(|d| d.with_design_effect(self.traffic.design_effect))
             .ok()
     }
 
-    /// Probability that the gate has found the effect by the end of the stage, as evidence adds up over stages.
+    /// Probability that the gate has found the effect by the end of the stage, or of all of them, as evidence adds up over stages.
     pub(super) fn found_by(&self, stage: usize, gate: &LiveGate) -> f64 {
         let (mut drift, mut variance, mut barrier) = (0.0, 0.0, None);
         for (_, earlier) in self.stages().take(stage + 1) {
@@ -120,7 +117,7 @@ impl<'a> View<'a> {
         let compared = self
             .stages()
             .any(|(_, s)| self.detection(s, gate).is_some());
-        compared && self.found_by(self.spec.stages.len() - 1, gate) < 0.5
+        compared && self.found_by(self.spec.stages.len(), gate) < 0.5
     }
 
     /// Whether the stage waits for the metric.
@@ -201,4 +198,145 @@ pub(super) fn time(seconds: f64) -> String {
 /// A duration as it stands in plans.
 pub(super) fn words(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers of users and pairs of answers, in three stages; a gate on each, alpha 0.04 shared half and half.
+    fn plan() -> Plan {
+        Plan::from_toml(
+            r#"
+            alpha = 0.04
+            bake = "1h"
+            [metrics]
+            faults = { fault = {} }
+            worse = { pair = "judge" }
+            [[gates]]
+            metric = "faults"
+            weight = 0.5
+            margin = 0.2
+            [[gates]]
+            metric = "worse"
+            weight = 0.5
+            [[stages]]
+            mirror = 50.0
+            serve = 0.0
+            dwell = "10m"
+            [[stages]]
+            serve = 10.0
+            control = 5.0
+            mirror = 20.0
+            dwell = "10m"
+            [[stages]]
+            serve = 10.0
+            dwell = "10m"
+            needs = ["worse"]
+            mirror = 1.0
+        "#,
+        )
+        .unwrap()
+    }
+
+    fn traffic() -> Traffic {
+        Traffic::new(100.0)
+            .metric("faults", Expected::new(0.05, 2.0))
+            .metric("worse", Expected::new(0.1, 1.5).sampled(0.25))
+    }
+
+    fn near(value: f64, expected: f64) {
+        assert!((value / expected - 1.0).abs() < 1e-9, "{value}");
+    }
+
+    #[test]
+    fn pairs_come_of_requests_that_the_baseline_answers() {
+        let (plan, traffic) = (plan(), traffic());
+        let view = View::new(&plan, &traffic);
+        let [shadow, canary, ..] = &view.spec.stages[..] else {
+            panic!()
+        };
+        near(view.per_second(canary, "faults"), 10.0);
+        near(view.per_second(shadow, "worse"), 12.5);
+        near(view.per_second(canary, "worse"), 4.5);
+        near(view.samples(canary, "worse", Duration::from_secs(8)), 36.0);
+    }
+
+    #[test]
+    fn arms_are_compared_with_what_is_beside_them() {
+        let (mut spec, traffic) = (plan().spec().clone(), traffic());
+        spec.stages[0].mirror.0 = Share::NONE;
+        let view = View {
+            spec: &spec,
+            traffic: &traffic,
+        };
+        let [nothing, controlled, canary] = &spec.stages[..] else {
+            panic!()
+        };
+        assert_eq!(view.compared(nothing, "faults"), None);
+        assert_eq!(view.compared(nothing, "worse"), None);
+        near(view.compared(controlled, "faults").unwrap(), 2.0 / 3.0);
+        near(view.compared(controlled, "worse").unwrap(), 0.5);
+        near(view.compared(canary, "faults").unwrap(), 0.1);
+    }
+
+    #[test]
+    fn what_is_tolerated_is_no_effect() {
+        let (plan, traffic) = (plan(), traffic());
+        let view = View::new(&plan, &traffic);
+        let (gate, canary) = (&view.spec.gates[0], &view.spec.stages[2]);
+        let expected = Detection::new(0.05 * 1.2, 2.0 / 1.2, 0.1, 0.04 * 0.5, MIXTURE).unwrap();
+        assert_eq!(view.detection(canary, gate), Some(expected));
+        let margin = |margin| LiveGate {
+            margin,
+            ..gate.clone()
+        };
+        assert_eq!(view.detection(canary, &margin(1.0)), None);
+        assert_eq!(view.detection(canary, &margin(20.0)), None);
+    }
+
+    #[test]
+    fn two_stages_find_what_one_of_both_their_times_does() {
+        let (mut spec, mut traffic) = (plan().spec().clone(), traffic());
+        traffic.requests_per_second = 10.0;
+        spec.stages[1] = spec.stages[2].clone();
+        let gate = spec.gates[0].clone();
+        let found = |spec: &PlanSpec, stage| {
+            View {
+                spec,
+                traffic: &traffic,
+            }
+            .found_by(stage, &gate)
+        };
+        let (first, both) = (found(&spec, 1), found(&spec, 2));
+        assert!(
+            (0.05..0.95).contains(&first) && both > first,
+            "{first} {both}"
+        );
+        spec.stages[1].dwell *= 2;
+        near(found(&spec, 1), both);
+    }
+
+    #[test]
+    fn a_stage_waits_for_what_it_names_or_else_for_what_it_feeds() {
+        let (plan, traffic) = (plan(), traffic());
+        let view = View::new(&plan, &traffic);
+        let waits = |stage: usize, metric| view.waits_for(&view.spec.stages[stage], metric);
+        assert!(!waits(0, "faults") && waits(0, "worse"));
+        assert!(waits(1, "faults") && waits(1, "worse"));
+        assert!(!waits(2, "faults") && waits(2, "worse"));
+    }
+
+    #[test]
+    fn numbers_are_rounded_up_to_two_digits_that_matter() {
+        for (n, said) in [
+            (0.42, "0.5"),
+            (3.14, "3.2"),
+            (10.0, "10"),
+            (11.2, "12"),
+            (1_234.0, "1300"),
+        ] {
+            assert_eq!(count(n), said);
+        }
+    }
 }

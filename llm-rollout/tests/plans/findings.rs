@@ -1,0 +1,220 @@
+//! Where findings begin and end: a change of a good plan, and what is said of it.
+
+use super::lint;
+use llm_rollout::Plan;
+use llm_rollout::plan::lint::Finding;
+
+const HEAD: &str = "alpha = 0.05\nbake = \"24h\"\n";
+const REST: &str = r#"
+[metrics]
+faults = { fault = {} }
+slow = { first_token_over = "800ms" }
+[[gates]]
+metric = "faults"
+weight = 1.0
+[[stages]]
+serve = 5.0
+dwell = "4h"
+min_samples = 500
+[[stages]]
+serve = 50.0
+dwell = "4h"
+min_samples = 500
+"#;
+const SLOW: &str =
+    "[[thresholds]]\nmetric = \"slow\"\nworse_than = { absolute = 0.5 }\nmin_samples = 50\n";
+const LIMIT: &str = "[[hard_limits]]\nmetric = \"slow\"\nmin_samples = 20\n";
+
+fn found(head: &str, rest: &str) -> Vec<Finding> {
+    traffic("history = \"3d\"", head, rest)
+}
+
+fn traffic(said: &str, head: &str, rest: &str) -> Vec<Finding> {
+    let text = format!(
+        "#: requests_per_second = 20.0\n#: {said}\n#: metrics.faults = {{ rate = 0.01, effect = 2.0 }}\n{HEAD}{head}{rest}"
+    );
+    let plan = Plan::from_toml(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    lint(&plan, &text)
+}
+
+fn about<'a>(code: &str, findings: &'a [Finding]) -> Option<&'a Finding> {
+    findings.iter().find(|f| f.code == code)
+}
+
+#[test]
+fn any_watch_that_rolls_back_is_a_way_back() {
+    let holds = REST.replace("weight = 1.0", "weight = 1.0\naction = \"hold\"");
+    let dry = REST.replace("weight = 1.0", "weight = 1.0\ndry_run = true");
+    for (back, head, more) in [
+        (true, "", SLOW.to_owned()),
+        (false, "", format!("{SLOW}action = \"hold\"\n")),
+        (false, "", format!("{SLOW}dry_run = true\n")),
+        (true, "", LIMIT.to_owned()),
+        (
+            true,
+            "triggers.other_alarms = \"rollback\"\n",
+            String::new(),
+        ),
+        (false, "triggers.other_alarms = \"hold\"\n", String::new()),
+        (
+            true,
+            "triggers.alarms = { gpu = \"rollback\" }\n",
+            String::new(),
+        ),
+        (
+            false,
+            "triggers.alarms = { gpu = \"hold\" }\n",
+            String::new(),
+        ),
+        (true, "", probe("rollback")),
+        (false, "", probe("page")),
+    ] {
+        for rest in [&holds, &dry] {
+            let findings = found(head, &format!("{rest}{more}"));
+            let none = about("no-way-back", &findings);
+            assert_eq!(none.is_none(), back, "{head}{more}{none:?}");
+        }
+    }
+}
+
+fn probe(action: &str) -> String {
+    format!("[[watch]]\nprobe = \"canonical\"\nevery = \"1h\"\naction = \"{action}\"\n")
+}
+
+#[test]
+fn a_metric_is_watched_by_a_gate_a_threshold_or_a_hard_limit() {
+    for (watched, more) in [(false, ""), (true, SLOW), (true, LIMIT)] {
+        let findings = found("", &format!("{REST}{more}"));
+        let unwatched = about("metric-unwatched", &findings);
+        assert_eq!(unwatched.is_none(), watched, "{more}");
+    }
+}
+
+#[test]
+fn the_last_stage_is_watched_by_what_needs_no_baseline() {
+    let full = format!("{REST}[[stages]]\nserve = 100.0\ndwell = \"1h\"\n");
+    let relative = SLOW.replace("absolute", "baseline_plus");
+    for (blind, more) in [
+        (true, String::new()),
+        (true, relative),
+        (true, format!("{SLOW}dry_run = true\n")),
+        (false, SLOW.to_owned()),
+        (false, LIMIT.to_owned()),
+    ] {
+        let findings = found("", &format!("{full}{more}"));
+        let said = about("blind-at-full-share", &findings);
+        assert_eq!(said.is_some(), blind, "{more}");
+        assert!(about("stage-unwatched", &findings).is_none(), "{more}");
+    }
+    // What runs dry watches nobody.
+    let dry = full.replace("weight = 1.0", "weight = 1.0\ndry_run = true");
+    for (watched, more) in [
+        (false, String::new()),
+        (false, format!("{SLOW}dry_run = true\n")),
+        (true, SLOW.to_owned()),
+    ] {
+        let findings = found("", &format!("{dry}{more}"));
+        let said = about("stage-unwatched", &findings);
+        assert_eq!(said.is_none(), watched, "{more}");
+    }
+}
+
+#[test]
+fn samples_may_take_half_as_long_again_as_the_dwell() {
+    // One in a second, for four hours.
+    for (samples, said) in [
+        (14_000, ""),
+        (18_000, ""),
+        (25_000, "warning"),
+        (30_000, "error"),
+    ] {
+        let rest = REST.replacen("= 500", &format!("= {samples}\nlimit = \"8h\""), 1);
+        let findings = found("", &rest);
+        let severity = about("samples-unreachable", &findings).map(|f| f.severity.to_string());
+        assert_eq!(severity.unwrap_or_default(), said, "{samples}");
+    }
+}
+
+#[test]
+fn proof_takes_more_where_users_resemble_themselves() {
+    let head = "pass = { non_inferior = { margin = 1.5, beta = 0.05 } }\n";
+    let proof = |effect: &str, rest: &str| {
+        let said = format!("design_effect = {effect}");
+        let findings = traffic(&said, head, rest);
+        about("proof-unreachable", &findings).is_some()
+    };
+    assert!(!proof("1.0", REST));
+    assert!(proof("1000.0", REST));
+    for nobody_waits in ["dry_run = true", "action = \"warn\""] {
+        let rest = REST.replace("weight = 1.0", &format!("weight = 1.0\n{nobody_waits}"));
+        assert!(!proof("1000.0", &rest), "{nobody_waits}");
+    }
+    let rest = REST.replace("min_samples = 500", "needs = []");
+    assert!(!proof("1000.0", &rest), "no stage needs it");
+}
+
+#[test]
+fn a_lease_is_shorter_than_stages_and_than_ten_minutes() {
+    let short = REST.replacen("\"4h\"", "\"5m\"", 1);
+    for (ttl, rest, said) in [
+        ("9m", REST, ""),
+        ("15m", REST, "a share outlives its controller by 15m"),
+        ("4m", &short, ""),
+        (
+            "6m",
+            &short,
+            "a share outlives its controller by 6m, longer than a whole stage (5m)",
+        ),
+    ] {
+        let findings = found(&format!("lease.ttl = \"{ttl}\"\n"), rest);
+        let problem = about("lease-long", &findings).map(|f| f.problem.as_str());
+        assert_eq!(problem.unwrap_or_default(), said, "{ttl}");
+    }
+}
+
+#[test]
+fn people_get_time_to_approve() {
+    let manual = REST.replacen("\"4h\"", "\"4h\"\nadvance = \"manual\"", 1);
+    for (held, said) in [("30s", "error"), ("10m", "warning"), ("60m", "")] {
+        let findings = found(&format!("outcomes.held = \"{held}\"\n"), &manual);
+        let severity = about("approval-too-hasty", &findings).map(|f| f.severity.to_string());
+        assert_eq!(severity.unwrap_or_default(), said, "{held}");
+    }
+}
+
+#[test]
+fn a_hard_limit_is_tried_once_a_block() {
+    // Half of 20 where a fifth is usual: in 0.26 % of the blocks, and 36 come in four hours.
+    let limit = "[[hard_limits]]\nmetric = \"faults\"\nmin_samples = 20\nshare = 0.5\n";
+    let rest = REST.replace(
+        "[[stages]]\nserve = 50.0\ndwell = \"4h\"\nmin_samples = 500\n",
+        "",
+    );
+    let text = format!("{HEAD}{rest}{limit}");
+    let said = "#: requests_per_second = 1.0\n#: metrics.faults = { rate = 0.2, effect = 2.0 }\n";
+    let findings = lint(&Plan::from_toml(&text).unwrap(), said);
+    let problem = &about("hard-limit-by-chance", &findings).unwrap().problem;
+    assert!(problem.contains("by chance in 8.9 % of all"), "{problem}");
+}
+
+#[test]
+fn short_histories_and_pauses_near_the_end_are_told() {
+    let findings = traffic("history = \"5h\"", "", REST);
+    let problem = &about("cold-start", &findings).unwrap().problem;
+    assert!(problem.starts_with("with 5 h of"), "{problem}");
+    for (pause, said) in [
+        ("0.06", "the ramp freezes at nearly the evidence (16.7)"),
+        ("0.25", ""),
+        (
+            "0.6",
+            "up to 60 % of all harmless candidates would be frozen",
+        ),
+    ] {
+        let findings = found(&format!("pause_alpha = {pause}\n"), REST);
+        let problem = about("pause-pointless", &findings).map_or("", |f| &f.problem);
+        assert!(
+            problem.starts_with(said) && problem.is_empty() == said.is_empty(),
+            "{problem}"
+        );
+    }
+}
