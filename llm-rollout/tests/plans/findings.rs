@@ -33,7 +33,7 @@ fn traffic(said: &str, head: &str, rest: &str) -> Vec<Finding> {
     let text = format!(
         "#: requests_per_second = 20.0\n#: {said}\n#: metrics.faults = {{ rate = 0.01, effect = 2.0 }}\n{HEAD}{head}{rest}"
     );
-    let plan = Plan::from_toml(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let plan = Plan::from_toml(&text).unwrap();
     lint(&plan, &text)
 }
 
@@ -169,6 +169,34 @@ fn a_lease_is_shorter_than_stages_and_than_ten_minutes() {
         let findings = found(&format!("lease.ttl = \"{ttl}\"\n"), rest);
         let problem = about("lease-long", &findings).map(|f| f.problem.as_str());
         assert_eq!(problem.unwrap_or_default(), said, "{ttl}");
+    }
+}
+
+#[test]
+fn a_stage_may_end_at_the_very_look_that_passes_it() {
+    let tight = REST.replacen("\"4h\"", "\"4h\"\nlimit = \"4h\"", 1);
+    for (look, hasty) in [("2h", false), ("3h", true), ("4h", false), ("5h", true)] {
+        let findings = found(&format!("look_every = \"{look}\"\n"), &tight);
+        let said = about("limit-too-tight", &findings);
+        assert_eq!(said.is_some(), hasty, "{look}");
+        let said = about("look-longer-than-dwell", &findings);
+        assert!(look == "5h" || said.is_none(), "{look}: {said:?}");
+    }
+    let findings = found("look_every = \"5h\"\n", REST);
+    assert!(about("look-longer-than-dwell", &findings).is_some());
+}
+
+#[test]
+fn a_stage_that_serves_nobody_may_be_as_short_as_it_likes() {
+    for dwell in ["0s", "30s"] {
+        let rest = format!("{REST}\n").replacen(
+            "[[stages]]",
+            &format!("[[stages]]\nserve = 0.0\ndwell = \"{dwell}\"\n[[stages]]"),
+            1,
+        );
+        let findings = found("lease.ttl = \"9m\"\n", &rest);
+        assert!(about("no-dwell", &findings).is_none(), "{dwell}");
+        assert!(about("lease-long", &findings).is_none(), "{dwell}");
     }
 }
 

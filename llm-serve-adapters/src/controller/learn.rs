@@ -219,3 +219,70 @@ impl Controller {
         learnt
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot;
+
+    /// A question that is answered when somebody sends the name of a metric.
+    fn asks(
+        hears: oneshot::Receiver<String>,
+    ) -> impl FnOnce() -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+        || {
+            Box::pin(async {
+                let metric = hears.await.unwrap();
+                let blocks = Vec::new();
+                Ok(vec![Past { metric, blocks }])
+            })
+        }
+    }
+
+    async fn heard(learner: &mut Learner, epoch: u64, of: oneshot::Receiver<String>) -> String {
+        let answer = learner.answer(Epoch::new(epoch), asks(of)).await;
+        answer.map_or_else(String::new, |past| past.unwrap().remove(0).metric)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn history_that_takes_long_is_asked_for_once_an_epoch() {
+        let mut learner = Learner::default();
+        let (first, of) = oneshot::channel();
+        assert_eq!(heard(&mut learner, 1, of).await, "", "asked");
+        let (unasked, of) = oneshot::channel();
+        assert_eq!(heard(&mut learner, 1, of).await, "", "still being read");
+        assert!(unasked.is_closed(), "nobody asks twice");
+        first.send("first".to_owned()).unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(heard(&mut learner, 1, oneshot::channel().1).await, "first");
+        let (late, of) = oneshot::channel();
+        assert_eq!(heard(&mut learner, 1, of).await, "");
+        late.send("late".to_owned()).unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let (second, of) = oneshot::channel();
+        second.send("second".to_owned()).unwrap();
+        let answer = heard(&mut learner, 2, of).await;
+        assert_eq!(
+            answer, "second",
+            "what was asked for another epoch is not taken"
+        );
+    }
+
+    #[test]
+    fn evidence_is_logged_whole_now_and_then() {
+        let mut learner = Learner::default();
+        assert!(learner.wants_whole(), "after a restart");
+        assert_eq!(learner.logged(None), None);
+        learner.since_whole = Some(WHOLE_EVERY - 1);
+        assert!(!learner.wants_whole());
+        assert_eq!(learner.logged(None), Some(WHOLE_EVERY - 1));
+        learner.since_whole = Some(WHOLE_EVERY);
+        assert!(learner.wants_whole());
+    }
+
+    #[test]
+    fn noise_is_that_of_requests_in_each_arm() {
+        assert!(has_noise(&MetricDef::FirstTokenOver(PATIENCE)));
+        assert!(!has_noise(&MetricDef::Label("rating".to_owned())));
+        assert!(!has_noise(&MetricDef::Pair("judge".to_owned())));
+    }
+}

@@ -331,7 +331,7 @@ mod tests {
     fn numbers_are_rounded_up_to_two_digits_that_matter() {
         for (n, said) in [
             (0.42, "0.5"),
-            (3.14, "3.2"),
+            (3.11, "3.2"),
             (10.0, "10"),
             (11.2, "12"),
             (1_234.0, "1300"),
