@@ -170,6 +170,30 @@ fn warnings_and_dry_runs_tell_people_once_and_do_nothing_else() {
 }
 
 #[test]
+fn the_threshold_that_rolls_back_is_the_cause_and_none_that_warns() {
+    let threshold = |name: &str, limit: f64, what: &str| {
+        format!(
+            "[[thresholds]]\nname = \"{name}\"\nmetric = \"slow\"\nworse_than = {{ absolute = {limit} }}\nmin_samples = 50\nsustained = {{ total = 1 }}\n{what}\n"
+        )
+    };
+    let mut watched = Watched::by(
+        &[
+            threshold("goal", 0.06, "action = \"warn\""),
+            threshold("new", 0.07, "dry_run = true"),
+            threshold("kept", 0.5, ""),
+            threshold("slo", 0.08, ""),
+        ]
+        .concat(),
+    );
+    watched.minute(100, 1, 9);
+    assert!(
+        watched.cause().starts_with("threshold \"slo\": "),
+        "{}",
+        watched.cause()
+    );
+}
+
+#[test]
 fn an_alarm_may_warn_and_wake_nobody() {
     let mut watched = Watched::by("[triggers.alarms]\nquota = \"warn\"\n");
     let alarm = llm_rollout::Alarm {

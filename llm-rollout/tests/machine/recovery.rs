@@ -3,8 +3,8 @@
 use crate::life::{Life, plan, version};
 use llm_gates::Verdict;
 use llm_rollout::{
-    Cause, Direction, Effect, Input, Outcome, Phase, Plan, Position, Recovery, Rejected, Share,
-    Standby, Verb,
+    Cause, Direction, Effect, Input, Outcome, Phase, Plan, Position, Recovery, Rejected, Seq,
+    Share, Split, Standby, Verb,
 };
 use std::time::Duration;
 
@@ -347,4 +347,43 @@ fn the_hold_of_an_unhealthy_baseline_binds_only_who_would_go_back() {
         .unwrap();
     let again = stranded.operator(Verb::Resume { name: name() });
     assert_eq!(again, Err(Rejected::BaselineDown));
+}
+
+/// Sent back; the router says that it is at a place so far from its order's, and serves something else there if so.
+fn displaced(places: u64, strays: bool) -> Life {
+    let mut life = Life::soaking();
+    life.operator(Verb::Abort).unwrap();
+    let order = life.router.at;
+    let seq = Seq::new(order.seq.get() + places);
+    life.router.at = Position { seq, ..order };
+    if strays {
+        life.router.split = Split::steady(None, version(9), life.router.split.epoch);
+    }
+    life
+}
+
+#[test]
+fn a_router_ahead_of_its_order_is_told_again_at_a_newer_place() {
+    for (places, strays) in [(0, true), (3, true), (3, false)] {
+        let mut life = displaced(places, strays);
+        let (stray, later) = (life.router.at, life.seq.get() + 5);
+        life.seq = Seq::new(later);
+        assert!(life.found(), "{places}");
+        assert!(life.router.at > stray && life.router.at.seq == Seq::new(later));
+        assert_eq!(life.router.split, life.rollout.state().split);
+        assert_eq!(life.router.split.candidate, None);
+        life.found();
+        let part = Recovery::Draining;
+        assert_eq!(life.rollout.phase(), Phase::RollingBack { part });
+    }
+    let mut obeys = displaced(0, false);
+    obeys.found();
+    let part = Recovery::Draining;
+    assert_eq!(obeys.rollout.phase(), Phase::RollingBack { part });
+    // What comes no later than where it is would be refused: the log must get there first.
+    let mut far = displaced(50, true);
+    far.seq = far.router.at.seq;
+    assert!(!far.found());
+    far.seq = far.seq.next();
+    assert!(far.found());
 }

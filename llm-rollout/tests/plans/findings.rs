@@ -201,6 +201,18 @@ fn a_stage_that_serves_nobody_may_be_as_short_as_it_likes() {
 }
 
 #[test]
+fn a_finding_says_where_it_is_and_can_be_printed_without_the_text() {
+    let (said, rest) = ("#: requests_per_second = 1.0\n", REST.trim_start());
+    let text = format!("{HEAD}lease.ttl = \"6h\"\n{rest}");
+    let findings = lint(&Plan::from_toml(&text).unwrap(), said);
+    let long = about("lease-long", &findings).unwrap();
+    assert_eq!(long.position(&text), Some((3, 13)));
+    let printed = long.to_string();
+    assert!(printed.starts_with("warning[lease-long]: lease.ttl: a share outlives"));
+    assert!(printed.contains("help: 60s"), "{printed}");
+}
+
+#[test]
 fn people_get_time_to_approve() {
     let manual = REST.replacen("\"4h\"", "\"4h\"\nadvance = \"manual\"", 1);
     for (held, said) in [("30s", "error"), ("10m", "warning"), ("60m", "")] {
