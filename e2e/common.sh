@@ -64,8 +64,8 @@ llama_server() {
 # "VERIFIED ADAPTER COMPONENT VERSION" go into the table of adapters. Where tests mostly wait, several run side by side.
 real() { # real LANE VERSION [SIDE-BY-SIDE]
   local log=$work/$1.log ok=no begin=$SECONDS
-  # The same packages and features for every lane and for the tests of .ci/run: they are built once.
-  cargo test --quiet --all-features -p llm-version-core -p llm-gates -p llm-rollout -p llm-serve-adapters --test real \
+  # The packages and features of `cargo test --workspace`: they are built once.
+  cargo test --quiet --workspace --test real \
     -- --ignored --nocapture --test-threads "${3:-1}" "$1::" >"$log" 2>&1 && ok=yes
   grep -oE 'ok      .*' "$log" | sed 's/^/        /'
   # What was met, for the table of adapters.

@@ -1,4 +1,4 @@
-//! A host with every part of its own takes one version into production and another out again.
+//! A host with every part of its own takes one version into production, another out again, and a third not at all.
 
 use std::process::Command;
 
@@ -23,4 +23,7 @@ fn two_rollouts_run_to_their_ends_on_parts_of_the_hosts_own() {
     );
     assert!(folder.path().join("incidents/chat.chat-v1.2.md").is_file());
     assert!(!folder.path().join("incidents/chat.chat-v1.1.md").exists());
+    // A revoked version is refused before anything happens.
+    let (_, three) = two.split_once("\nchat-v1.3: ").unwrap();
+    assert!(three.contains("revoked"), "{said}");
 }

@@ -17,14 +17,14 @@ use std::time::{Duration, Instant};
 const KILLS: u64 = 10;
 const AT_A_TIME: u64 = 5;
 /// Moments lie in here; the story takes somewhat longer.
-const WITHIN: Duration = Duration::from_secs(25);
+const WITHIN: Duration = Duration::from_secs(17);
 /// Far beyond what a slow machine needs: a story that hangs must fail, not wait.
 const PATIENCE: Duration = Duration::from_secs(400);
 
 fn start(dir: &Path, resume: bool) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quickstart"));
     command
-        .args(["--json", "--seconds", "15", "--dir"])
+        .args(["--json", "--seconds", "10", "--dir"])
         .arg(dir);
     if resume {
         command.arg("--resume");

@@ -25,6 +25,40 @@ fn turn(decision: Decision) -> usize {
     usize::try_from(decision.epoch().get() % EPOCHS as u64).unwrap_or(0)
 }
 
+/// Where a shard keeps what a decision counts for: the place of its epoch, then its kind.
+#[derive(Clone, Copy)]
+pub(crate) struct CellIndex(u16);
+
+impl CellIndex {
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    pub(crate) fn of(decision: Decision) -> Self {
+        Self::at(decision, decision.kind())
+    }
+
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "there are a few dozen cells"
+    )]
+    fn at(decision: Decision, kind: usize) -> Self {
+        // One of no kind that is kept is beyond the end.
+        let known = kind < KINDS;
+        Self(if known {
+            (turn(decision) * KINDS + kind) as u16
+        } else {
+            u16::MAX
+        })
+    }
+}
+
 /// What a request counts as: its role, whether chance decided, its slice. See [`Decision::kind`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Kind(usize);
@@ -70,7 +104,8 @@ pub(crate) struct Shard {
     pub(crate) flags: Arc<[String]>,
     /// Where its search for a place among the waiting begins; no two threads begin at the same.
     pub(crate) home: usize,
-    cells: [[OnceLock<Box<Cell>>; KINDS]; EPOCHS],
+    /// See [`CellIndex`].
+    cells: [OnceLock<Box<Cell>>; EPOCHS * KINDS],
     /// Odd while a cell's load is handed over to `load`.
     folds: AtomicU64,
     /// Of the versions with the lowest slots; further ones are in `more`.
@@ -87,7 +122,7 @@ impl Shard {
             waiting: Arc::clone(&registry.waiting),
             flags: Arc::clone(&registry.flags),
             home: number.wrapping_mul(64),
-            cells: std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new())),
+            cells: std::array::from_fn(|_| OnceLock::new()),
             folds: AtomicU64::new(0),
             load: Default::default(),
             more: Grow::new(Load::default()),
@@ -95,14 +130,14 @@ impl Shard {
         }
     }
 
-    /// The cell to record in; none if its epoch is too long ago.
+    /// The cell to record in, which is this decision's; none if its epoch is too long ago.
     #[inline(always)]
     #[expect(
         clippy::inline_always,
         reason = "measured: a call, or a value that goes through memory, costs as much as the work"
     )]
-    pub(crate) fn cell(&self, decision: Decision) -> Option<&Cell> {
-        let cell = self.cells[turn(decision)].get(decision.kind())?;
+    pub(crate) fn cell(&self, index: CellIndex, decision: Decision) -> Option<&Cell> {
+        let cell = self.cells.get(usize::from(index.0))?;
         match cell.get() {
             Some(cell) if cell.is_about(decision) => Some(cell),
             _ => self.claim(cell, decision),
@@ -201,10 +236,8 @@ impl Shard {
     }
 
     fn cells(&self) -> impl Iterator<Item = (Kind, &Cell)> {
-        self.cells
-            .iter()
-            .flat_map(|kinds| kinds.iter().enumerate())
-            .filter_map(|(kind, cell)| Some((Kind(kind), &**cell.get()?)))
+        let cells = self.cells.iter().enumerate();
+        cells.filter_map(|(index, cell)| Some((Kind(index % KINDS), &**cell.get()?)))
     }
 
     /// Adds everything that an ended thread has left.
@@ -214,7 +247,7 @@ impl Shard {
             let Ok(Some((about, totals))) = cell.read() else {
                 continue;
             };
-            let own = self.cells[turn(about)].get(kind.0);
+            let own = self.cells.get(usize::from(CellIndex::at(about, kind.0).0));
             let own = own.and_then(|own| match own.get() {
                 Some(own) if own.is_about(about) => Some(&**own),
                 _ => self.claim(own, about.in_role(kind.role())),

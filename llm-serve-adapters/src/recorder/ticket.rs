@@ -4,7 +4,7 @@ use super::cell::{
     ASSIGNED, CLASSES, Cell, DURATION, FIRST, FLAG_COUNT, FLAGS, GAP, PACE, TOKENS, VAIN,
 };
 use super::histogram::bucket;
-use super::shard::{Registry, Shard, on_first, on_other};
+use super::shard::{CellIndex, Registry, Shard, on_first, on_other};
 use super::waiting::Place;
 use crate::router::{Decision, Role};
 use llm_rollout::Timestamp;
@@ -135,6 +135,8 @@ struct Request {
     piece: Timestamp,
     gap: u64,
     flags: u16,
+    /// Where its decision counts: worked out once.
+    index: CellIndex,
     place: Option<Place>,
 }
 
@@ -145,12 +147,12 @@ impl Ticket {
         reason = "measured: a call, or a value that goes through memory, costs as much as the work"
     )]
     pub(crate) fn begin(registry: &Registry, decision: Decision, now: Timestamp) -> Self {
-        let recorder = registry.recorder;
-        let place = match on_first(recorder, |shard| enter(shard, decision, now)) {
+        let (recorder, index) = (registry.recorder, CellIndex::of(decision));
+        let place = match on_first(recorder, |shard| enter(shard, index, decision, now)) {
             Some(place) => place,
             None => enter_elsewhere(registry, decision, now),
         };
-        Self::opened(recorder, decision, now, place)
+        Self::opened(recorder, index, decision, now, place)
     }
 
     #[inline(always)]
@@ -159,7 +161,9 @@ impl Ticket {
         reason = "measured: a call, or a value that goes through memory, costs as much as the work"
     )]
     pub(crate) fn begin_on(shard: &Shard, decision: Decision, now: Timestamp) -> Self {
-        Self::opened(shard.recorder, decision, now, enter(shard, decision, now))
+        let index = CellIndex::of(decision);
+        let place = enter(shard, index, decision, now);
+        Self::opened(shard.recorder, index, decision, now, place)
     }
 
     #[inline(always)]
@@ -167,7 +171,13 @@ impl Ticket {
         clippy::inline_always,
         reason = "measured: a call, or a value that goes through memory, costs as much as the work"
     )]
-    fn opened(recorder: u64, decision: Decision, now: Timestamp, place: Option<Place>) -> Self {
+    fn opened(
+        recorder: u64,
+        index: CellIndex,
+        decision: Decision,
+        now: Timestamp,
+        place: Option<Place>,
+    ) -> Self {
         Self(Request {
             recorder,
             decision,
@@ -178,6 +188,7 @@ impl Ticket {
             piece: now,
             gap: 0,
             flags: 0,
+            index,
             place,
         })
     }
@@ -313,10 +324,12 @@ impl Request {
             piece,
             gap,
             flags,
+            index,
             place,
         } = *self;
         Self {
-            recorder,
+            // Opaque, or the compiler would see that it is a copy of itself, and hand itself over.
+            recorder: std::hint::black_box(recorder),
             decision,
             begun,
             first,
@@ -325,6 +338,7 @@ impl Request {
             piece,
             gap,
             flags,
+            index,
             place,
         }
     }
@@ -339,7 +353,7 @@ impl Request {
         if let Some(place) = self.place {
             shard.waiting.leave(place);
         }
-        let Some(cell) = shard.cell(self.decision) else {
+        let Some(cell) = shard.cell(self.index, self.decision) else {
             shard.late(self.decision, true);
             return;
         };
@@ -386,8 +400,13 @@ fn pace(cell: &Cell, span: u64, tokens: u64, gap: u64) {
     clippy::inline_always,
     reason = "measured: a call, or a value that goes through memory, costs as much as the work"
 )]
-fn enter(shard: &Shard, decision: Decision, now: Timestamp) -> Option<Place> {
-    match shard.cell(decision) {
+fn enter(
+    shard: &Shard,
+    index: CellIndex,
+    decision: Decision,
+    now: Timestamp,
+) -> Option<Place> {
+    match shard.cell(index, decision) {
         Some(cell) => cell.bump(ASSIGNED, 1),
         None => shard.late(decision, false),
     }
@@ -401,7 +420,7 @@ fn enter(shard: &Shard, decision: Decision, now: Timestamp) -> Option<Place> {
 #[cold]
 #[inline(never)]
 fn enter_elsewhere(registry: &Registry, decision: Decision, now: Timestamp) -> Option<Place> {
-    let begin = |shard: &Shard| enter(shard, decision, now);
+    let begin = |shard: &Shard| enter(shard, CellIndex::of(decision), decision, now);
     // It is there as long as the registry is.
     on_other(registry.recorder, begin).unwrap_or_else(|| registry.on_retired(begin))
 }

@@ -5,9 +5,13 @@ use crate::stack::env;
 use llm_rollout::{Fence, Position, Seq};
 use llm_serve_adapters::backend::{EngineBackend, EngineVersion};
 use llm_serve_adapters::host::{ErrorKind, ServingBackend as _};
+use llm_serve_adapters::testing::backend::suite;
 use llm_version_core::VersionId;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
+
+/// On a busy CPU a short answer takes some time.
+const WITHIN: Duration = Duration::from_secs(300);
 
 fn version(n: u8) -> VersionId {
     crate::canary::version(n)
@@ -89,7 +93,7 @@ async fn a_server_rests_wakes_and_is_known_by_its_weights() {
     let of = |n: u8, place| {
         EngineBackend::vllm()
             .version(version(n), place)
-            .deadline(Duration::from_secs(300))
+            .deadline(WITHIN)
             .build()
             .unwrap()
     };
@@ -97,6 +101,11 @@ async fn a_server_rests_wakes_and_is_known_by_its_weights() {
     let begun = Instant::now();
     backend.prepare(&version(1), at(1)).await.unwrap();
     let ready = begun.elapsed();
+    // Of another rollout, that begins anew.
+    suite(&of(1, server()), &version(1), &version(9), WITHIN)
+        .await
+        .unwrap();
+    backend.prepare(&version(1), at(2)).await.unwrap();
     assert_eq!(backend.healthy(&version(1)).await.unwrap(), Some(true));
     assert_eq!(backend.in_flight(&version(1)).await.unwrap(), Some(0));
 
@@ -158,10 +167,10 @@ async fn a_server_rests_wakes_and_is_known_by_its_weights() {
     let _answered_or_given_up = long.await.unwrap();
 
     // Retired it takes no more; prepared again it goes on.
-    backend.retire(&version(1), at(2)).await.unwrap();
+    backend.retire(&version(1), at(3)).await.unwrap();
     let (_, paused) = http(port, "GET", "/is_paused", "").await.unwrap();
     assert!(paused.contains("true"), "{paused}");
-    backend.prepare(&version(1), at(3)).await.unwrap();
+    backend.prepare(&version(1), at(4)).await.unwrap();
 
     // Told to end it finishes what runs and says 200 under /health, while it answers nobody else.
     let slow = tokio::spawn(async move {
@@ -190,7 +199,7 @@ async fn a_server_rests_wakes_and_is_known_by_its_weights() {
     .await;
     slow.abort();
     println!(
-        "ok      vllm: started in {:.0} s, ready {:.1} s later; {} checksums of its weights; ending, /health says {:?} and a generation {:?}",
+        "ok      vllm: started in {:.0} s, ready {:.1} s later, conforms; {} checksums of its weights; ending, /health says {:?} and a generation {:?}",
         up.as_secs_f64(),
         ready.as_secs_f64(),
         sums.len(),

@@ -5,9 +5,9 @@
 //! ```
 //!
 //! A store in a folder, a router for a proxy that reads a file, a metric source that is a table, a backend, an evaluator, a
-//! notifier, incident records, a probe, a calendar, and a clock that the program moves, so that hours pass in a
-//! second. Two rollouts run to their ends: version 1.1 is as good as 1.0 and is promoted; 1.2 passes its tests, fails its users,
-//! and is taken back. What is in the folder afterwards is what a real host would find after a crash.
+//! notifier, incident records, a catalogue of manifests, a probe, a calendar, and a clock that the program moves, so that hours
+//! pass in a second. Two rollouts run to their ends: version 1.1 is as good as 1.0 and is promoted; 1.2 passes its tests, fails its
+//! users, and is taken back. A third is refused: 1.3 was revoked by its makers. What is in the folder afterwards is what a real host would find after a crash.
 
 mod clock;
 mod models;
@@ -20,8 +20,8 @@ use clock::HandClock;
 use llm_rollout::{Epoch, Plan, RolloutId, RouterId, Split, Timestamp};
 use llm_serve_adapters::host::Clock as _;
 use llm_serve_adapters::router::{Key, Role};
-use llm_serve_adapters::{Bootstrap, Endpoint, Run};
-use models::{Models, version};
+use llm_serve_adapters::{Bootstrap, Endpoint, Run, SubmitError};
+use models::{Models, manifest};
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -93,8 +93,18 @@ async fn run(folder: PathBuf) -> Result<(), Box<dyn Error>> {
     // A Monday.
     let clock = HandClock::starting(Timestamp::from_millis(1_767_571_200_000));
     let (models, tally) = (Arc::new(Models::default()), source::Tally::default());
-    let first = version(0)?;
-    models.load(&first);
+    let mut catalogue = parts::Catalogue::default();
+    let mut known = Vec::new();
+    for minor in 0..4 {
+        let manifest = manifest(minor)?;
+        known.push(manifest.id().clone());
+        catalogue.manifests.insert(manifest.id().clone(), manifest);
+    }
+    let [first, better, worse, revoked] = &known[..] else {
+        return Err("four versions were made".into());
+    };
+    catalogue.revoked.insert(revoked.clone());
+    models.load(first);
 
     let steady = Split::steady(None, first.clone(), Epoch::default());
     let edge = router::EdgeRouter::open(
@@ -109,7 +119,7 @@ async fn run(folder: PathBuf) -> Result<(), Box<dyn Error>> {
         newest: Arc::default(),
     };
     let store = store::FolderStore::new(folder.join("store"));
-    let endpoint = Endpoint::builder("chat", store, Bootstrap(first))
+    let endpoint = Endpoint::builder("chat", store, Bootstrap(first.clone()))
         .clock(clock.clone())
         .router(edge)
         .source(tally.clone())
@@ -117,6 +127,7 @@ async fn run(folder: PathBuf) -> Result<(), Box<dyn Error>> {
         .evaluator(parts::Suite(Arc::clone(&models)))
         .notifier(parts::Printer::default())
         .incidents(parts::Records(folder.join("incidents")))
+        .manifests(catalogue)
         .probe(parts::Canonical(Arc::clone(&models)))
         .calendar(parts::Weekends)
         .open()
@@ -129,12 +140,12 @@ async fn run(folder: PathBuf) -> Result<(), Box<dyn Error>> {
         asked: 0,
     };
 
-    for (name, minor) in [("chat-v1.1", 1), ("chat-v1.2", 2)] {
+    for (name, candidate) in [("chat-v1.1", better), ("chat-v1.2", worse)] {
         println!("{name}:");
         let plan = Plan::from_toml(PLAN)?;
         let run = host
             .endpoint
-            .submit(RolloutId::new(name)?, version(minor)?, plan)
+            .submit(RolloutId::new(name)?, candidate.clone(), plan)
             .await?;
         let begun = host.clock.now();
         let (phase, by_candidate) = host.live(&run).await?;
@@ -146,6 +157,11 @@ async fn run(folder: PathBuf) -> Result<(), Box<dyn Error>> {
             "  the proxy was told: {}",
             std::fs::read_to_string(folder.join("edge/weights"))?.trim()
         );
+    }
+    let (name, plan) = (RolloutId::new("chat-v1.3")?, Plan::from_toml(PLAN)?);
+    match host.endpoint.submit(name, revoked.clone(), plan).await {
+        Err(refused @ SubmitError::NoWayBack { .. }) => println!("chat-v1.3: {refused}"),
+        other => return Err(format!("version 1.3 was not refused: {other:?}").into()),
     }
     Ok(())
 }

@@ -1,6 +1,8 @@
-//! What is rolled out: three "models" that a few lines of arithmetic stand in for.
+//! What is rolled out: "models" that a few lines of arithmetic stand in for.
 
-use llm_version_core::{Digest, Name, Version, VersionId};
+use llm_version_core::{
+    Component, ComponentKind, Digest, Draft, Manifest, Name, Version, VersionId,
+};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -12,13 +14,18 @@ pub(crate) struct Models {
     asked: AtomicU64,
 }
 
-pub(crate) fn version(minor: u32) -> Result<VersionId, Box<dyn std::error::Error>> {
-    let digest = Digest::of(&minor.to_le_bytes());
-    Ok(VersionId::new(
-        Name::new("chat")?,
-        Version::new(1, minor, 0),
-        digest,
-    ))
+/// What version 1.`minor` consists of. Its id comes from that.
+pub(crate) fn manifest(minor: u32) -> Result<Manifest, Box<dyn std::error::Error>> {
+    let weights = minor.to_le_bytes();
+    let mut draft = Draft::new(Name::new("chat")?, Version::new(1, minor, 0));
+    draft.contract.context_length = Some(8_192);
+    draft.components.push(Component::new(
+        "model.bin".parse()?,
+        ComponentKind::Weights,
+        weights.len() as u64,
+        Digest::of(&weights),
+    ));
+    Ok(draft.finish()?)
 }
 
 impl Models {

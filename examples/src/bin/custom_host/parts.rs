@@ -6,10 +6,11 @@ use llm_gates::{Measurement, Measurements, Sample};
 use llm_rollout::incident::Incident;
 use llm_rollout::{EndpointId, Position, Probed, Timestamp};
 use llm_serve_adapters::host::{
-    Calendar, Error, Evaluator, Incidents, Letter, Notifier, Probe, Result, ServingBackend,
+    Calendar, Error, Evaluator, Incidents, Letter, Manifests, Notifier, Probe, Result,
+    ServingBackend,
 };
-use llm_version_core::VersionId;
-use std::collections::BTreeSet;
+use llm_version_core::{Manifest, Surroundings, VersionId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -117,6 +118,26 @@ impl Incidents for Records {
             std::fs::write(file, incident.to_markdown())
         };
         write().map_err(|e| Error::transient("an incident record was not written").because(e))
+    }
+}
+
+/// What versions consist of, and which of them their makers have revoked: whether there and back is safe is read from this.
+#[derive(Debug, Default)]
+pub(crate) struct Catalogue {
+    pub(crate) manifests: BTreeMap<VersionId, Manifest>,
+    pub(crate) revoked: BTreeSet<VersionId>,
+}
+
+#[async_trait]
+impl Manifests for Catalogue {
+    async fn manifest(&self, version: &VersionId) -> Result<Option<Manifest>> {
+        Ok(self.manifests.get(version).cloned())
+    }
+
+    async fn surroundings(&self) -> Result<Surroundings> {
+        let mut around = Surroundings::default();
+        around.revoked.extend(self.revoked.iter().cloned());
+        Ok(around)
     }
 }
 
