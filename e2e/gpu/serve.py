@@ -2,7 +2,7 @@
 
     python e2e/gpu/serve.py BUNDLE --port 8000 --name v1 [--device cuda]
 
-Needs nothing but PyTorch. It runs the same network as examples/src/lm and gives the same text for the likeliest tokens.
+Needs nothing but PyTorch. It runs the same network as examples/model/src and gives the same text for the likeliest tokens.
 """
 
 import argparse

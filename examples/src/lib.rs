@@ -1,7 +1,6 @@
 //! Shared parts of the examples.
 
 pub mod desk;
-pub mod lm;
 pub mod load;
 pub mod report;
 pub mod server;

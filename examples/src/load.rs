@@ -15,7 +15,7 @@ mod tally;
 pub use histogram::Histogram;
 pub use tally::{Counts, Latency, Second, Tally, TallyError, UNKNOWN};
 
-use crate::lm::{SplitMix64, desk};
+use desk_model::{SplitMix64, desk};
 use reply::{Client, Seen};
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -6,7 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
-use examples::lm::SplitMix64;
+use desk_model::SplitMix64;
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

@@ -4,7 +4,7 @@
 //! `cargo run --release -p examples --bin desk_corpus -- DIRECTORY [DOCUMENTS]`
 #![expect(clippy::print_stdout, reason = "a program for the terminal")]
 
-use examples::lm::{BOS, ChatTemplate, EOS, SplitMix64, Tokenizer, desk};
+use desk_model::{BOS, ChatTemplate, EOS, SplitMix64, Tokenizer, desk};
 use std::error::Error;
 use std::fs;
 use std::path::Path;

@@ -3,7 +3,7 @@
 //! `cargo run --release -p examples --bin desk_score [-- REQUESTS]`
 #![expect(clippy::print_stdout, reason = "a program for the terminal")]
 
-use examples::lm::{Model, Score, desk, write_all};
+use desk_model::{Model, Score, desk, write_all};
 use std::error::Error;
 use std::time::Instant;
 

@@ -3,7 +3,7 @@
 //! `evaluate [SUITE.jsonl]`: without a file it writes the suite that it runs to standard output first. The versions are those of the quickstart: one in
 //! production, one trained longer, one quantised too far; each is served as any OpenAI-compatible server would.
 
-use examples::lm::{Variant, desk};
+use desk_model::{Variant, desk};
 use examples::server::{self, Engines};
 use examples::terminal::Terminal;
 use llm_gates::{Action, Bound, Criterion, GateTable, TableGate, Threshold};

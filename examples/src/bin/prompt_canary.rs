@@ -8,7 +8,7 @@
 //! makes it answer in plain fields. It gets a fifth of the sessions, the program's parser raises a flag, and the prompt goes away by
 //! itself, while four fifths of the customers never noticed.
 
-use examples::lm::{Model, Variant, desk};
+use desk_model::{Model, Variant, desk};
 use llm_rollout::{Plan, RolloutId};
 use llm_serve_adapters::apply::{Api, Profile, Profiles};
 use llm_serve_adapters::recorder::OutcomeClass;

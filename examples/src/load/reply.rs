@@ -1,8 +1,8 @@
 //! One request over HTTP, judged by the bytes that come back.
 
 use super::sse::Events;
-use crate::lm::desk::{self, Order};
 use bytes::Bytes;
+use desk_model::desk::{self, Order};
 use http::header::{ACCEPT, CONTENT_TYPE, HOST};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};

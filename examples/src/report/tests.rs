@@ -20,7 +20,7 @@ fn gate(gate: &str, result: GateResult, measured: &str, required: &str, note: &s
 
 /// A made-up curve with some noise in it.
 fn curve(from: f64, to: f64, f: impl Fn(f64) -> f64) -> Vec<(f64, f64)> {
-    let mut rng = crate::lm::SplitMix64::new(5);
+    let mut rng = desk_model::SplitMix64::new(5);
     (0..100)
         .map(|i| from + f64::from(i))
         .filter(|t| *t <= to)

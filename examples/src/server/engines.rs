@@ -1,7 +1,7 @@
 //! The versions that are loaded, and who may compute on them.
 
-use crate::lm::{LmError, Model, desk};
 use async_trait::async_trait;
+use desk_model::{LmError, Model, desk};
 use llm_rollout::Position;
 use llm_serve_adapters::host::{Error, Result, ServingBackend};
 use llm_version_core::VersionId;

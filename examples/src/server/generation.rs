@@ -4,9 +4,9 @@
 use super::api::{Asked, Usage, Wording};
 use super::engines::{Engine, Running, Turn};
 use super::{BAD_FORMAT, raise};
-use crate::lm::desk::{self, Order};
-use crate::lm::{Finish, Generation};
 use bytes::Bytes;
+use desk_model::desk::{self, Order};
+use desk_model::{Finish, Generation};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use llm_serve_adapters::layer::Assignment;
@@ -196,12 +196,7 @@ fn compute(
 
 /// Whether a program could use the reply. The right values are not known here.
 fn is_usable(text: &str) -> bool {
-    let unknown = Order {
-        item: String::new(),
-        count: 0,
-        city: String::new(),
-    };
-    match desk::check(text, &unknown) {
+    match desk::check(text, &Order::unknown()) {
         Ok(()) => true,
         Err(error) => !error.is_format(),
     }

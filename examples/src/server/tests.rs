@@ -1,7 +1,7 @@
 use super::*;
-use crate::lm::{Variant, desk};
 use crate::load::{Load, Settings};
 use bytes::Bytes;
+use desk_model::{Variant, desk};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -127,7 +127,7 @@ fn ask(text: &str, stream: bool) -> Value {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_and_a_whole_answer_are_what_the_model_says() {
     let site = site(Limits::default()).await;
-    let model = crate::lm::Model::load(site.directory.path()).unwrap();
+    let model = desk_model::Model::load(site.directory.path()).unwrap();
     let text = desk::live_request(3, 4).text;
     let want = model.answer(&text, 0);
 

@@ -400,12 +400,7 @@ fn pace(cell: &Cell, span: u64, tokens: u64, gap: u64) {
     clippy::inline_always,
     reason = "measured: a call, or a value that goes through memory, costs as much as the work"
 )]
-fn enter(
-    shard: &Shard,
-    index: CellIndex,
-    decision: Decision,
-    now: Timestamp,
-) -> Option<Place> {
+fn enter(shard: &Shard, index: CellIndex, decision: Decision, now: Timestamp) -> Option<Place> {
     match shard.cell(index, decision) {
         Some(cell) => cell.bump(ASSIGNED, 1),
         None => shard.late(decision, false),

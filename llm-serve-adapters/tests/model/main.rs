@@ -123,7 +123,7 @@ fn with_all_rules_nothing_breaks() {
         "one fault of any kind, one controller at a time",
         Limits::of(1, ALONE),
     )];
-    let seen = nothing_breaks(&worlds, usize::MAX, 4, true);
+    let seen = nothing_breaks(&worlds, usize::MAX, 32, true);
     assert!(
         SIGHTS.iter().all(|sight| seen.contains(sight)),
         "only {seen:?}"

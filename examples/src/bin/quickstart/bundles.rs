@@ -1,6 +1,6 @@
 //! The versions of the story: written as directories, built into manifests, verified.
 
-use examples::lm::{Variant, desk};
+use desk_model::{Variant, desk};
 use examples::terminal::Terminal;
 use llm_version_core::fs::{BuildOptions, Progress, VerifyOptions, build, verify};
 use llm_version_core::{
@@ -128,5 +128,5 @@ pub(crate) const SUITE: usize = 80;
 
 /// The held-out text that bits per byte are measured on.
 pub(crate) fn held_out() -> Vec<String> {
-    desk::heldout(&examples::lm::ChatTemplate::default(), 40)
+    desk::heldout(&desk_model::ChatTemplate::default(), 40)
 }

@@ -2,7 +2,7 @@
 
 use crate::bundles::{Bundle, SUITE, held_out};
 use async_trait::async_trait;
-use examples::lm::{Model, desk};
+use desk_model::{Model, desk};
 use llm_gates::{Measurement, Measurements, Sample};
 use llm_serve_adapters::host::{Error, Evaluator, Result};
 use llm_version_core::VersionId;

@@ -41,6 +41,15 @@ pub struct Order {
 }
 
 impl Order {
+    /// One that no answer has right: for who looks at the form only.
+    pub const fn unknown() -> Self {
+        Self {
+            item: String::new(),
+            count: 0,
+            city: String::new(),
+        }
+    }
+
     /// The answer that the system prompt asks for.
     pub fn to_json(&self) -> String {
         format!(

@@ -1,8 +1,8 @@
 //! Fills the sentence patterns of [`super::words`] from a random stream.
 
-use super::super::rng::SplitMix64;
 use super::Order;
 use super::words;
+use crate::rng::SplitMix64;
 
 /// A drawn order and the two ways its goods are written.
 #[derive(Debug, Clone)]

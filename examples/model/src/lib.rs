@@ -2,8 +2,8 @@
 //!
 //! A decoder-only transformer of about 0.4 M parameters over a vocabulary of
 //! 768 pieces, loaded from the native layout of a bundle and run by a few
-//! hundred lines of plain `f32` code. `examples/model/README.md` says how it
-//! was trained and what it can do.
+//! hundred lines of plain `f32` code. Its `README.md` says how it was trained
+//! and what it can do.
 
 mod bundle;
 mod chat;

@@ -2,7 +2,7 @@
 //! bundles on seeded suites.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-use examples::lm::{EOS, Finish, Generation, LmError, Model, Score, Variant, desk, write_all};
+use desk_model::{EOS, Finish, Generation, LmError, Model, Score, Variant, desk, write_all};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,7 +24,7 @@ fn long_only(count: usize) -> Vec<desk::Request> {
 
 #[test]
 fn logits_are_those_of_the_training_program() {
-    let reference: Value = serde_json::from_str(include_str!("../model/reference.json")).unwrap();
+    let reference: Value = serde_json::from_str(include_str!("../reference.json")).unwrap();
     let ids: Vec<u16> = serde_json::from_value(reference["ids"].clone()).unwrap();
     let mut compared = 0;
     for case in reference["cases"].as_array().unwrap() {

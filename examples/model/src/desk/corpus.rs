@@ -1,8 +1,8 @@
 //! Documents to learn from, and documents kept back.
 
-use super::super::chat::ChatTemplate;
-use super::super::rng::SplitMix64;
 use super::{FIELDS_PROMPT, SYSTEM_PROMPT, grammar};
+use crate::chat::ChatTemplate;
+use crate::rng::SplitMix64;
 
 const TRAIN_SEED: u64 = 0x7EAC_4E12;
 const HELDOUT_SEED: u64 = 0x4E1D_0017;

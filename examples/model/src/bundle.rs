@@ -8,10 +8,10 @@ use super::error::LmError;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const CONFIG: &[u8] = include_bytes!("../../model/weights/config.json");
-const TOKENIZER: &[u8] = include_bytes!("../../model/weights/tokenizer.json");
-const BASE: &[u8] = include_bytes!("../../model/weights/base.safetensors");
-const BETTER: &[u8] = include_bytes!("../../model/weights/better.safetensors");
+const CONFIG: &[u8] = include_bytes!("../weights/config.json");
+const TOKENIZER: &[u8] = include_bytes!("../weights/tokenizer.json");
+const BASE: &[u8] = include_bytes!("../weights/base.safetensors");
+const BETTER: &[u8] = include_bytes!("../weights/better.safetensors");
 
 /// The bits a number that [`Variant::Damaged`] has left.
 const DAMAGED_BITS: u32 = 3;

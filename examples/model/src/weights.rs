@@ -181,7 +181,7 @@ fn narrow(single: f32) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::{Weights, narrow, widen};
-    use crate::lm::LmError;
+    use crate::LmError;
 
     #[test]
     fn halves_survive_the_round_trip() {

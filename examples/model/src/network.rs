@@ -258,14 +258,13 @@ fn single(value: f64) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Config, Variant, Weights};
     use super::Network;
+    use crate::{Config, Variant, Weights};
     use proptest::prelude::*;
     use std::sync::LazyLock;
 
     static NETWORK: LazyLock<Network> = LazyLock::new(|| {
-        let config: Config =
-            serde_json::from_str(include_str!("../../model/weights/config.json")).unwrap();
+        let config: Config = serde_json::from_str(include_str!("../weights/config.json")).unwrap();
         Network::new(
             &config,
             &Weights::read(&Variant::Base.weights().unwrap()).unwrap(),
