@@ -509,7 +509,11 @@ impl ServingBackend for EngineBackend {
                 }
                 self.dialect.verify(&place, &what, deadline).await?;
             }
-            self.check(version, &place, &what, deadline).await
+            tokio::select! {
+                done = self.check(version, &place, &what, deadline) => done,
+                // A server that has been paused in the meantime holds back what it is asked.
+                later = self.fleet.overtaken(version, at) => Err(later),
+            }
         };
         let done = done.await;
         // Whatever went wrong: if a later order came, that is why.

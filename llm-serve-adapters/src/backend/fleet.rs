@@ -22,6 +22,8 @@ struct Slot<T> {
     rests: bool,
 }
 
+/// How often is looked whether a later order came.
+const AGAIN: Duration = Duration::from_millis(50);
 const LOADING: &str = "loading";
 const RETIRING: &str = "retiring";
 
@@ -106,6 +108,17 @@ impl<T: Clone + PartialEq> Fleet<T> {
             _ => Err(Error::permanent(format!(
                 "version {version} was loaded or retired by a later step in the meantime"
             ))),
+        }
+    }
+
+    /// Ends once a later order for this version came, with what to tell who gave the earlier one: some servers never answer what they
+    /// were asked before it.
+    pub(super) async fn overtaken(&self, version: &VersionId, at: Position) -> Error {
+        loop {
+            tokio::time::sleep(AGAIN).await;
+            if let Err(later) = self.still(version, at) {
+                return later;
+            }
         }
     }
 

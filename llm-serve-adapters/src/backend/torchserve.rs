@@ -16,8 +16,6 @@ use tokio::sync::Mutex;
 const DEADLINE: Duration = Duration::from_secs(300);
 /// One question about health or what runs.
 const GLANCE: Duration = Duration::from_secs(5);
-/// How often is looked for a later order while a version is asked.
-const AGAIN: Duration = Duration::from_millis(50);
 
 type Counter = Arc<dyn Fn(&VersionId) -> Option<u64> + Send + Sync>;
 
@@ -456,16 +454,6 @@ impl Inner {
         })
     }
 
-    /// Ends once a later order for this version came, with what to tell who gave the earlier one.
-    async fn overtaken(&self, version: &VersionId, at: Position) -> Error {
-        loop {
-            tokio::time::sleep(AGAIN).await;
-            if let Err(later) = self.fleet.still(version, at) {
-                return later;
-            }
-        }
-    }
-
     async fn check(&self, place: &Archive, what: &str, deadline: Deadline) -> Result<()> {
         let mut silent = true;
         for prompt in &self.prompts {
@@ -517,7 +505,7 @@ impl ServingBackend for TorchServeBackend {
             // A version that is unregistered meanwhile may never answer.
             tokio::select! {
                 checked = this.check(&place, &what, deadline) => checked,
-                later = this.overtaken(version, at) => Err(later),
+                later = this.fleet.overtaken(version, at) => Err(later),
             }
         };
         let done = done.await;

@@ -51,13 +51,18 @@ fn common() -> Router<Shared> {
         Json(json!({"object": "list", "data": data}))
     };
     let complete = async |State(engine): State<Shared>, Json(body): Json<Value>| {
+        // As a real vLLM does: what comes while it is paused waits until it goes on.
+        let held = || {
+            let engine = engine.lock().unwrap();
+            (engine.paused || engine.sleeping) && !engine.ending
+        };
+        while held() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         let engine = engine.lock().unwrap();
         let model = body["model"].as_str().unwrap();
         if engine.ending {
             return fails(500, "cannot schedule new futures after shutdown");
-        }
-        if engine.paused || engine.sleeping {
-            return fails(503, "generation is paused");
         }
         if model != "chat" && !engine.adapters.contains_key(model) {
             return fails(404, &format!("The model `{model}` does not exist."));
