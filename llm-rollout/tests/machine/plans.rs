@@ -193,6 +193,20 @@ fn a_stage_judges_what_its_exposure_feeds() {
 }
 
 #[test]
+fn a_threshold_or_a_hard_limit_is_judged_without_a_gate() {
+    for alone in [
+        "[[thresholds]]\nmetric = \"faults\"\nworse_than = { absolute = 0.1 }",
+        "[[hard_limits]]\nmetric = \"faults\"",
+    ] {
+        let text = format!(
+            "alpha = 0.05\nbake = \"1h\"\n[metrics]\nfaults = {{ fault = {{}} }}\n{alone}\n[[stages]]\nserve = 5.0\ndwell = \"1m\"\n"
+        );
+        let plan = Plan::from_toml(&text).unwrap();
+        assert!(plan.gate_plan(0).is_some(), "{alone}");
+    }
+}
+
+#[test]
 fn what_is_left_out_has_its_default_and_is_not_written() {
     let text = r#"
         alpha = 0.05

@@ -1,10 +1,10 @@
 //! Going back where the baseline is cold or unhealthy, and waits that take long.
 
-use crate::life::{Life, plan, version};
+use crate::life::{FENCE, Life, plan, version};
 use llm_gates::Verdict;
 use llm_rollout::{
-    Cause, Direction, Effect, Input, Outcome, Phase, Plan, Position, Recovery, Rejected, Seq,
-    Share, Split, Standby, Verb,
+    Cause, Direction, Effect, Input, Observed, Outcome, Phase, Plan, Position, Recovery, Rejected,
+    RouterId, Seq, Share, Split, Standby, Verb,
 };
 use std::time::Duration;
 
@@ -380,6 +380,15 @@ fn a_router_ahead_of_its_order_is_told_again_at_a_newer_place() {
     obeys.found();
     let part = Recovery::Draining;
     assert_eq!(obeys.rollout.phase(), Phase::RollingBack { part });
+    // Who does as told is left alone while another cannot be reached.
+    let mut halfway = displaced(0, false);
+    let routers = Observed::new([
+        (RouterId::new("a").unwrap(), Some(halfway.router.clone())),
+        (RouterId::new("b").unwrap(), None),
+    ]);
+    let fence = FENCE;
+    let told = halfway.give(Input::Found { fence, routers });
+    assert_eq!(told, Ok(false));
     // What comes no later than where it is would be refused: the log must get there first.
     let mut far = displaced(50, true);
     far.seq = far.router.at.seq;
