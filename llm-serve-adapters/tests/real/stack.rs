@@ -108,6 +108,17 @@ impl Llama {
         me
     }
 
+    /// Starts v1 with a LoRA adapter that nobody should get who does not ask for it.
+    pub(crate) async fn adapted(folder: &Path) -> Self {
+        let (model, adapter) = (model_file("v1"), env("LLM_E2E_ADAPTER"));
+        let args = ["--model", model.to_str().unwrap(), "--alias", "v1"];
+        let lora = ["--lora", &adapter, "--lora-init-without-apply"];
+        let args = [&args[..], &lora, &["--cache-ram", "0"]].concat();
+        let me = Self::run(folder, "adapted", &args);
+        ready(me.port, "/health").await;
+        me
+    }
+
     fn run(folder: &Path, name: &str, more: &[&str]) -> Self {
         let port = free_port();
         let own = folder.join(format!("{name}-{port}"));

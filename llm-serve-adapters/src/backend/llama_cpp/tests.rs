@@ -411,9 +411,22 @@ async fn an_adapter_is_for_those_who_ask_for_it() {
     refused(tuned(), ErrorKind::Permanent, "start it with --lora").await;
     let path = "tuned.gguf";
     fake.inside(|inside| inside.adapters = json!([{"id": 0, "path": path, "scale": 1.0}]));
-    refused(tuned(), ErrorKind::Permanent, "--lora-init-without-apply").await;
+    // As the server is with `--lora-init-without-apply`, too.
+    refused(tuned(), ErrorKind::Permanent, "--lora-scaled FILE:0").await;
     fake.inside(|inside| {
-        inside.adapters = json!([{"id": 0, "path": path, "scale": 0.0}]);
+        let other = json!({"id": 1, "path": "other.gguf", "scale": 0.5});
+        inside.adapters = json!([{"id": 0, "path": path, "scale": 0.0}, other]);
+    });
+    refused(tuned(), ErrorKind::Permanent, "adapter 1 with scale 0.5").await;
+    fake.inside(|inside| inside.adapters[1]["scale"] = json!(0.0));
+    refused(
+        tuned().adapter_file("other.gguf"),
+        ErrorKind::Permanent,
+        "\"tuned.gguf\"",
+    )
+    .await;
+    let tuned = || LlamaCpp::lora(Upstream::new(&address, "v1"), 0, 0.5).adapter_file(path);
+    fake.inside(|inside| {
         inside.asked.clear();
     });
     let backend = backend([(1, tuned())]);
