@@ -136,17 +136,18 @@ mod checked {
         std::panic::catch_unwind(explored).is_err()
     }
 
+    /// Whether this model breaks without that part.
+    pub(crate) fn needs(part: Part, model: impl Fn() + Send + Sync + 'static) -> bool {
+        WITHOUT.set(Some(part));
+        let breaks = breaks(model);
+        WITHOUT.set(None);
+        breaks
+    }
+
     /// Which of the parts this model can do without.
     pub(crate) fn superfluous(model: impl Fn() + Send + Sync + Copy + 'static) -> Vec<Part> {
-        let mut superfluous = Vec::new();
-        for part in Part::ALL {
-            WITHOUT.set(Some(part));
-            if !breaks(model) {
-                superfluous.push(part);
-            }
-            WITHOUT.set(None);
-        }
-        superfluous
+        let parts = Part::ALL.into_iter();
+        parts.filter(|part| !needs(*part, model)).collect()
     }
 
     /// Loom has none. What it holds is handed over by a word that loom knows of.

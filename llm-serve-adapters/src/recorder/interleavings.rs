@@ -4,7 +4,7 @@ use super::Recorder;
 use super::cell::{ASSIGNED, CLASSES, Cell, DURATION, TOKENS};
 use super::ticket::OutcomeClass;
 use crate::router::{Decision, Role, VersionSlot};
-use crate::sync::{breaks, explore, superfluous};
+use crate::sync::{Part, breaks, explore, needs, superfluous};
 use llm_rollout::Timestamp;
 use loom::thread;
 use std::sync::Arc;
@@ -160,7 +160,34 @@ fn folded() {
     assert_eq!(load(&recorder), Some((2, 2, 0)));
 }
 
+/// The same, with nothing else going on: one request has ended before, and the one that needs its cell goes on.
+fn reused() {
+    let recorder = Arc::new(Recorder::new(Vec::<String>::new()).unwrap());
+    let looked = thread::spawn(move || {
+        let old = recorder.begin(decision(1), now());
+        old.finish(OutcomeClass::Ok, now());
+        let reader = Arc::clone(&recorder);
+        let reader = thread::spawn(move || load(&reader));
+        let new = recorder.begin(decision(3), now());
+        let looked = reader.join().unwrap();
+        new.finish(OutcomeClass::Ok, now());
+        looked
+    });
+    // Checked where no counters are handed over when the check fails.
+    if let Some((begun, ended, _)) = looked.join().unwrap() {
+        assert!((1..=2).contains(&begun) && ended == 1, "{begun} {ended}");
+    }
+}
+
 #[test]
 fn folding_counts_neither_twice_nor_not_at_all() {
     explore(2, folded);
+    explore(3, reused);
+}
+
+/// Without the fence a reader finds a load that was neither handed over nor is still in the cell. What else the order needs is
+/// needed for whole writes, by the same lock.
+#[test]
+fn folding_needs_its_fence() {
+    assert!(needs(Part::ReleaseFences, reused));
 }

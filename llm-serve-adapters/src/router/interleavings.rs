@@ -75,6 +75,34 @@ fn replaced_for_the_unusual() {
     });
 }
 
+/// A split is replaced by another, and that one by a third, while a request is decided.
+fn replaced_twice() {
+    let published = Arc::new(Published::new(&numbered(1, 100)));
+    let reader = Arc::clone(&published);
+    let reader = thread::spawn(move || {
+        let secret = Secret::new([7; 16]);
+        if let Some(decision) = reader.decide(&Key::session(KEY).began(at(1)), at(50), 0, &secret) {
+            check(decision, 1);
+        }
+    });
+    published.write(&numbered(2, 100));
+    published.write(&numbered(3, 100));
+    reader.join().unwrap();
+}
+
+/// However long a writer takes, a request is served by the split before or after it.
+fn replaced_slowly() {
+    let published = Arc::new(Published::new(&numbered(1, 100)));
+    let reader = Arc::clone(&published);
+    let reader = thread::spawn(move || {
+        let secret = Secret::new([7; 16]);
+        let decision = reader.decide(&Key::session(KEY).began(at(1)), at(50), 0, &secret);
+        check(decision.expect("nobody else writes"), 1);
+    });
+    published.write(&numbered(2, 100));
+    reader.join().unwrap();
+}
+
 /// A lease has run out, and its split is replaced by one of the baseline alone, which needs none.
 fn lapsed(decide: fn(&Published) -> Option<Decision>) {
     let published = Arc::new(Published::new(&numbered(1, 40)));
@@ -103,6 +131,12 @@ fn lapsed_for_the_unusual() {
 fn a_request_sees_one_split_never_a_mixture_and_never_an_older_one() {
     explore(3, replaced_for_the_usual);
     explore(3, replaced_for_the_unusual);
+    explore(3, replaced_twice);
+}
+
+#[test]
+fn a_writer_that_takes_long_sends_nobody_elsewhere() {
+    explore(3, replaced_slowly);
 }
 
 #[test]
@@ -115,6 +149,7 @@ fn no_request_is_served_by_a_lapsed_share() {
 #[test]
 fn every_part_of_the_order_is_needed() {
     assert_eq!(superfluous(replaced_for_the_unusual), []);
+    assert_eq!(superfluous(replaced_twice), []);
     assert_eq!(superfluous(lapsed_for_the_unusual), []);
     assert_eq!(superfluous(replaced_for_the_usual), []);
 }

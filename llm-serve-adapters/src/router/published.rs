@@ -2,6 +2,10 @@
 //!
 //! The usual request (a key, nothing lapsed, forced, capped or counted ahead) reads one cache line and the salted secret
 //! beside it; what it gets is ready-made. Everything else is worked out under the same lock, without a copy.
+//!
+//! The words are there twice and are replaced one after the other, so that one copy is whole at any time, and the number says
+//! which: a writer whose thread is taken off its core half-way, for milliseconds, holds up nobody and sends nobody elsewhere
+//! (the "latch" of Linux's sequence counters).
 
 use super::assign::{self, Secret};
 use super::decision::{Decision, Reason, Role, Slice};
@@ -77,7 +81,7 @@ impl View {
             forced,
             suspended_until: 0,
             ramp: ramp.take(RAMP).collect(),
-            ahead: ahead.take(Slice::MOST).collect(),
+            ahead: ahead.take(AHEAD).collect(),
         }
     }
 
@@ -101,7 +105,8 @@ impl View {
     }
 }
 
-const RAMP: usize = Split::LONGEST_RAMP;
+const RAMP: usize = if SMALL { 1 } else { Split::LONGEST_RAMP };
+const AHEAD: usize = if SMALL { 1 } else { Split::MOST_AHEAD };
 const _: () = assert!(Slice::MOST == Split::MOST_AHEAD);
 
 const FORCED: u64 = 1;
@@ -119,15 +124,27 @@ pub(crate) fn role(place: u64, candidate_below: u64, control_from: u64) -> Role 
     }
 }
 
-/// How often a reader tries before it falls back to the baseline: a few hundred nanoseconds.
-const TRIES: usize = if SMALL { 2 } else { 64 };
+/// How often a reader tries before it falls back to the baseline: it does so only if splits are published one after the
+/// other all the time. One write takes a reader at most three.
+const TRIES: usize = if SMALL { 3 } else { 64 };
 
 /// One writer at a time (the caller sees to that), any number of readers. A reader never waits for the writer.
-#[repr(align(128))]
+#[repr(C, align(128))]
 #[derive(Debug)]
 pub(crate) struct Published {
-    /// Odd while the words are being replaced.
+    /// Odd while the front is being replaced: the back is whole then. Even, the front is.
     sequence: AtomicU64,
+    front: Words,
+    /// Replaced before the front is.
+    back: Words,
+    /// The baseline alone, for readers that cannot wait.
+    fallback: AtomicU64,
+}
+
+/// What is published, once.
+#[repr(C)]
+#[derive(Debug)]
+struct Words {
     /// First moment at which not everything is as usual any more; zero while the words are being replaced.
     usual_until: AtomicU64,
     candidate_below: AtomicU64,
@@ -145,9 +162,7 @@ pub(crate) struct Published {
     /// Ends with the first whose moment is zero.
     ramp: [[AtomicU64; 3]; RAMP],
     /// Ends with the first that is zero.
-    ahead: [AtomicU64; Slice::MOST],
-    /// The baseline alone, for readers that cannot wait.
-    fallback: AtomicU64,
+    ahead: [AtomicU64; AHEAD],
 }
 
 #[inline]
@@ -159,10 +174,9 @@ fn put(word: &AtomicU64, value: u64) {
     word.store(value, Ordering::Relaxed);
 }
 
-impl Published {
-    pub(crate) fn new(view: &View) -> Self {
-        let published = Self {
-            sequence: AtomicU64::new(0),
+impl Words {
+    fn new() -> Self {
+        Self {
             usual_until: AtomicU64::new(0),
             candidate_below: AtomicU64::new(0),
             control_from: AtomicU64::new(0),
@@ -176,19 +190,10 @@ impl Published {
             mirror_below: AtomicU64::new(0),
             ramp: Default::default(),
             ahead: Default::default(),
-            fallback: AtomicU64::new(0),
-        };
-        published.write(view);
-        published
+        }
     }
 
-    pub(crate) fn write(&self, view: &View) {
-        // Whoever sees the odd number sees this too, and whoever sees the time at the end sees all the rest.
-        put(&self.usual_until, 0);
-        let sequence = get(&self.sequence);
-        self.sequence
-            .store(sequence.wrapping_add(1), Ordering::Release);
-        fence(Ordering::Release);
+    fn write(&self, view: &View) {
         put(&self.candidate_below, view.candidate_below);
         put(&self.control_from, view.control_from);
         for (word, role) in self.decisions.iter().zip(Role::ALL) {
@@ -220,40 +225,6 @@ impl Published {
             .iter()
             .zip(ahead)
             .for_each(|(word, value)| put(word, value));
-        let busy = view.decision(Role::Baseline).because(Reason::Busy);
-        put(&self.fallback, busy.evidence_if(false).bits());
-        self.sequence
-            .store(sequence.wrapping_add(2), Ordering::Release);
-        self.usual_until
-            .store(view.usual_until(), Ordering::Release);
-    }
-
-    /// The decision about a session in the usual case; none otherwise.
-    ///
-    /// The words are read where they are needed, and only afterwards is it checked that they are of one write.
-    #[inline(always)]
-    #[expect(
-        clippy::inline_always,
-        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
-    )]
-    pub(crate) fn assign(&self, session: &[u8], now: Timestamp) -> Option<Decision> {
-        let sequence = self.sequence.load(Ordering::Acquire);
-        // An odd number comes with a time of zero, or with words that will be found to have changed.
-        if now.as_millis() >= self.usual_until.load(Ordering::Acquire) {
-            return None;
-        }
-        let place = self.place(session);
-        let [baseline, candidate, control] = &self.decisions;
-        let (baseline, candidate, control) = (get(baseline), get(candidate), get(control));
-        let mut bits = baseline;
-        if place < get(&self.candidate_below) {
-            bits = candidate;
-        }
-        if place >= get(&self.control_from) {
-            bits = control;
-        }
-        fence(Ordering::Acquire);
-        (get(&self.sequence) == sequence).then_some(Decision::from_bits(bits))
     }
 
     #[inline(always)]
@@ -274,68 +245,59 @@ impl Published {
         hash::xxh3(session, || get(&self.salt), |i| get(&self.secret[i]))
     }
 
-    /// The decision about any request; `chance` is for those without a key. None if the words were being replaced all
-    /// the time.
-    pub(crate) fn decide(
-        &self,
-        key: &Key<'_>,
-        now: Timestamp,
-        chance: u64,
-        secret: &Secret,
-    ) -> Option<Decision> {
-        self.consistent(|| {
-            let of = |role: Role| {
-                let [baseline, candidate, control] = &self.decisions;
-                Decision::from_bits(get(match role {
-                    Role::Baseline => baseline,
-                    Role::Candidate => candidate,
-                    Role::Control => control,
-                }))
-            };
-            let instead = |reason| of(Role::Baseline).because(reason).evidence_if(false);
-            let flags = get(&self.flags);
-            if flags & FORCED != 0 {
-                return instead(Reason::Forced);
+    /// The decision about any request.
+    fn decide(&self, key: &Key<'_>, now: Timestamp, chance: u64, secret: &Secret) -> Decision {
+        let of = |role: Role| {
+            let [baseline, candidate, control] = &self.decisions;
+            Decision::from_bits(get(match role {
+                Role::Baseline => baseline,
+                Role::Candidate => candidate,
+                Role::Control => control,
+            }))
+        };
+        let instead = |reason| of(Role::Baseline).because(reason).evidence_if(false);
+        let flags = get(&self.flags);
+        if flags & FORCED != 0 {
+            return instead(Reason::Forced);
+        }
+        if now.as_millis() >= get(&self.deadline) {
+            return instead(Reason::Lapsed);
+        }
+        let suspended = now.as_millis() < get(&self.suspended_until);
+        match key.pin {
+            Some(Pin::Candidate) if suspended => return instead(Reason::Suspended),
+            Some(Pin::Candidate) if flags & SERVES != 0 => {
+                let pinned = of(Role::Candidate).because(Reason::Pinned);
+                return pinned.evidence_if(false);
             }
-            if now.as_millis() >= get(&self.deadline) {
-                return instead(Reason::Lapsed);
+            Some(_) => return instead(Reason::Pinned),
+            None => {}
+        }
+        let (place, reason) = match key.session {
+            Some(bytes) if key.chosen => {
+                let place = secret.place(bytes, get(&self.salt));
+                (u64::from(place), Reason::Assigned)
             }
-            let suspended = now.as_millis() < get(&self.suspended_until);
-            match key.pin {
-                Some(Pin::Candidate) if suspended => return instead(Reason::Suspended),
-                Some(Pin::Candidate) if flags & SERVES != 0 => {
-                    let pinned = of(Role::Candidate).because(Reason::Pinned);
-                    return pinned.evidence_if(false);
-                }
-                Some(_) => return instead(Reason::Pinned),
-                None => {}
-            }
-            let (place, reason) = match key.session {
-                Some(bytes) if key.chosen => {
-                    let place = secret.place(bytes, get(&self.salt));
-                    (u64::from(place), Reason::Assigned)
-                }
-                Some(bytes) => (self.place(bytes), Reason::Assigned),
-                None => (self.place(&chance.to_le_bytes()), Reason::Keyless),
-            };
-            let kept = key.began.and_then(|began| self.kept(began));
-            let now_in_force = (get(&self.candidate_below), get(&self.control_from));
-            let (below, from) = kept.unwrap_or(now_in_force);
-            let role = role(place, below, from);
-            if role == Role::Candidate && suspended {
-                return instead(Reason::Suspended);
-            }
-            if role == Role::Candidate && place >= get(&self.capped_from) {
-                return instead(Reason::Capped);
-            }
-            let decision = of(role).because(reason);
-            let alike = kept.is_none() || decision.controlled();
-            let decision = decision.evidence_if(key.randomised && alike);
-            match self.slice(place) {
-                Some(slice) if role == Role::Baseline => decision.within(slice),
-                _ => decision,
-            }
-        })
+            Some(bytes) => (self.place(bytes), Reason::Assigned),
+            None => (self.place(&chance.to_le_bytes()), Reason::Keyless),
+        };
+        let kept = key.began.and_then(|began| self.kept(began));
+        let now_in_force = (get(&self.candidate_below), get(&self.control_from));
+        let (below, from) = kept.unwrap_or(now_in_force);
+        let role = role(place, below, from);
+        if role == Role::Candidate && suspended {
+            return instead(Reason::Suspended);
+        }
+        if role == Role::Candidate && place >= get(&self.capped_from) {
+            return instead(Reason::Capped);
+        }
+        let decision = of(role).because(reason);
+        let alike = kept.is_none() || decision.controlled();
+        let decision = decision.evidence_if(key.randomised && alike);
+        match self.slice(place) {
+            Some(slice) if role == Role::Baseline => decision.within(slice),
+            _ => decision,
+        }
     }
 
     /// The shares that a conversation keeps that began at this moment; none if the newest are its own.
@@ -346,23 +308,17 @@ impl Published {
         Some((get(below).min(get(&self.candidate_below)), get(from)))
     }
 
-    /// Whether this session came in with the newest raise, and does not say when it began.
-    pub(crate) fn may_have_flipped(&self, key: &Key<'_>, secret: &Secret) -> bool {
-        let (Some(session), None, None) = (key.session, key.pin, key.began) else {
-            return false;
+    /// Whether this session came in with the newest raise.
+    fn came_in(&self, session: &[u8], chosen: bool, secret: &Secret) -> bool {
+        let raises = self.ramp.iter().take_while(|[before, ..]| get(before) != 0);
+        // Without any, the candidate had nothing before.
+        let before = raises.last().map_or(0, |[_, below, _]| get(below));
+        let place = if chosen {
+            u64::from(secret.place(session, get(&self.salt)))
+        } else {
+            self.place(session)
         };
-        let came_in = self.consistent(|| {
-            let raises = self.ramp.iter().take_while(|[before, ..]| get(before) != 0);
-            // Without any, the candidate had nothing before.
-            let before = raises.last().map_or(0, |[_, below, _]| get(below));
-            let place = if key.chosen {
-                u64::from(secret.place(session, get(&self.salt)))
-            } else {
-                self.place(session)
-            };
-            place >= before && place < get(&self.candidate_below)
-        });
-        came_in.unwrap_or(false)
+        place >= before && place < get(&self.candidate_below)
     }
 
     /// The slice that a place will be in.
@@ -382,28 +338,113 @@ impl Published {
     }
 
     /// The candidate, if this session's requests are mirrored to it now.
-    pub(crate) fn mirror(&self, session: &[u8], now: Timestamp) -> Option<VersionSlot> {
-        self.consistent(|| {
-            let live = get(&self.flags) & FORCED == 0 && now.as_millis() < get(&self.deadline);
-            // Another part of the hash than the one that assigns.
-            let second = self.hash(session) & 0xffff_ffff;
-            let [_, candidate, _] = &self.decisions;
-            (live && second < get(&self.mirror_below))
-                .then(|| Decision::from_bits(get(candidate)).slot())
-        })
-        .flatten()
+    fn mirror(&self, session: &[u8], now: Timestamp) -> Option<VersionSlot> {
+        let live = get(&self.flags) & FORCED == 0 && now.as_millis() < get(&self.deadline);
+        // Another part of the hash than the one that assigns.
+        let second = self.hash(session) & 0xffff_ffff;
+        let [_, candidate, _] = &self.decisions;
+        (live && second < get(&self.mirror_below))
+            .then(|| Decision::from_bits(get(candidate)).slot())
+    }
+}
+
+impl Published {
+    pub(crate) fn new(view: &View) -> Self {
+        let published = Self {
+            sequence: AtomicU64::new(0),
+            front: Words::new(),
+            back: Words::new(),
+            fallback: AtomicU64::new(0),
+        };
+        published.write(view);
+        published
     }
 
-    /// What is worked out from the words of one write; none if they were being replaced all the time.
-    fn consistent<T>(&self, work: impl Fn() -> T) -> Option<T> {
+    /// Replaces what is published. Whoever asks afterwards gets this; whoever asks meanwhile, this or what was before.
+    pub(crate) fn write(&self, view: &View) {
+        let busy = view.decision(Role::Baseline).because(Reason::Busy);
+        put(&self.fallback, busy.evidence_if(false).bits());
+        // Whoever sees a word of the back that follows sees that the number has changed since the back was what to read.
+        fence(Ordering::Release);
+        self.back.write(view);
+        // Whoever sees the odd number sees this and the back too, and whoever sees the time at the end sees all the rest.
+        put(&self.front.usual_until, 0);
+        let sequence = get(&self.sequence);
+        self.sequence
+            .store(sequence.wrapping_add(1), Ordering::Release);
+        fence(Ordering::Release);
+        self.front.write(view);
+        self.sequence
+            .store(sequence.wrapping_add(2), Ordering::Release);
+        self.front
+            .usual_until
+            .store(view.usual_until(), Ordering::Release);
+    }
+
+    /// The decision about a session in the usual case; none otherwise.
+    ///
+    /// The words are read where they are needed, and only afterwards is it checked that they are of one write.
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "measured: a call, or a value that goes through memory, costs as much as the work"
+    )]
+    pub(crate) fn assign(&self, session: &[u8], now: Timestamp) -> Option<Decision> {
+        let (front, sequence) = (&self.front, self.sequence.load(Ordering::Acquire));
+        // An odd number comes with a time of zero, or with words that will be found to have changed.
+        if now.as_millis() >= front.usual_until.load(Ordering::Acquire) {
+            return None;
+        }
+        let place = front.place(session);
+        let [baseline, candidate, control] = &front.decisions;
+        let (baseline, candidate, control) = (get(baseline), get(candidate), get(control));
+        let mut bits = baseline;
+        if place < get(&front.candidate_below) {
+            bits = candidate;
+        }
+        if place >= get(&front.control_from) {
+            bits = control;
+        }
+        fence(Ordering::Acquire);
+        (get(&self.sequence) == sequence).then_some(Decision::from_bits(bits))
+    }
+
+    /// The decision about any request; `chance` is for those without a key. None if one split after the other was
+    /// published all the time.
+    pub(crate) fn decide(
+        &self,
+        key: &Key<'_>,
+        now: Timestamp,
+        chance: u64,
+        secret: &Secret,
+    ) -> Option<Decision> {
+        self.consistent(|words| words.decide(key, now, chance, secret))
+    }
+
+    /// Whether this session came in with the newest raise, and does not say when it began.
+    pub(crate) fn may_have_flipped(&self, key: &Key<'_>, secret: &Secret) -> bool {
+        let (Some(session), None, None) = (key.session, key.pin, key.began) else {
+            return false;
+        };
+        self.consistent(|words| words.came_in(session, key.chosen, secret))
+            .unwrap_or(false)
+    }
+
+    /// The candidate, if this session's requests are mirrored to it now.
+    pub(crate) fn mirror(&self, session: &[u8], now: Timestamp) -> Option<VersionSlot> {
+        self.consistent(|words| words.mirror(session, now))
+            .flatten()
+    }
+
+    /// What is worked out from the copy that is whole; none if that was another one each time.
+    fn consistent<T>(&self, work: impl Fn(&Words) -> T) -> Option<T> {
         for _ in 0..TRIES {
             let before = self.sequence.load(Ordering::Acquire);
-            if before.is_multiple_of(2) {
-                let found = work();
-                fence(Ordering::Acquire);
-                if get(&self.sequence) == before {
-                    return Some(found);
-                }
+            let whole = before.is_multiple_of(2);
+            let found = work(if whole { &self.front } else { &self.back });
+            fence(Ordering::Acquire);
+            if get(&self.sequence) == before {
+                return Some(found);
             }
             spin_loop();
         }
@@ -490,18 +531,31 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_does_not_wait_for_a_stuck_writer() {
-        let published = Published::new(&numbered(5));
+    fn a_stuck_writer_neither_holds_up_a_reader_nor_sends_it_elsewhere() {
         let now = Timestamp::default();
-        assert!(published.assign(b"k", now).is_some());
-        published.usual_until.store(0, Ordering::Relaxed);
-        published.sequence.store(1, Ordering::Relaxed);
+        let decide = |published: &Published| {
+            let usual = published.assign(b"k", now);
+            usual.or_else(|| published.decide(&Key::session(b"k"), now, 0, &secret()))
+        };
+        let published = Published::new(&numbered(5));
+        let before = decide(&published).unwrap();
+        assert_eq!(before.role(), Role::Candidate);
+
+        // Its thread is taken off its core while it replaces the back, then while it replaces the front.
+        published.back.write(&numbered(6));
+        assert_eq!(decide(&published), Some(before));
+        published.front.usual_until.store(0, Ordering::Relaxed);
+        published.sequence.fetch_add(1, Ordering::Relaxed);
+        published.front.decisions[0].store(0, Ordering::Relaxed);
         assert_eq!(published.assign(b"k", now), None);
-        assert_eq!(
-            published.decide(&Key::session(b"k"), now, 0, &secret()),
-            None
-        );
-        let fallback = published.fallback();
+        let after = decide(&published).unwrap();
+        assert_eq!((after.role(), after.epoch().get()), (Role::Baseline, 6));
+        assert_eq!(published.mirror(b"k", now), None);
+    }
+
+    #[test]
+    fn a_reader_that_cannot_wait_serves_the_baseline() {
+        let fallback = Published::new(&numbered(5)).fallback();
         assert_eq!(
             (fallback.reason(), fallback.role()),
             (Reason::Busy, Role::Baseline)
