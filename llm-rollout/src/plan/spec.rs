@@ -181,6 +181,7 @@ pub struct StageSpec {
     pub dwell: Duration,
     /// Longest time in the stage, from when it began to shift; then `outcomes.undecided`. Default: four times the dwell, at least ten minutes.
     #[serde(default, with = "MaybeWords", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Words"))]
     pub limit: Option<Duration>,
     /// Candidate samples of every gated metric that a pass needs.
     #[serde(default)]
@@ -474,17 +475,6 @@ impl MaybeWords {
 
     fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
         Words::deserialize(from).map(Some)
-    }
-}
-
-#[cfg(feature = "schema")]
-impl schemars::JsonSchema for MaybeWords {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        Words::schema_name()
-    }
-
-    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        Words::json_schema(generator)
     }
 }
 

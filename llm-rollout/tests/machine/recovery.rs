@@ -262,6 +262,19 @@ fn a_router_that_forgets_what_it_was_told_sends_it_back() {
     assert_eq!(cause, Some(Cause::Drifted { router: "a".into() }));
 }
 
+#[test]
+fn a_router_that_is_ahead_of_the_split_in_force_sends_it_back() {
+    let mut life = Life::soaking();
+    let (routed, _) = life.rollout.state().routed.unwrap();
+    let (last, _) = life.rollout.last().unwrap();
+    assert!(routed < last, "a step of this rollout, but not an order");
+    life.router.at.seq = last;
+    assert!(life.found());
+    assert_eq!(life.rollout.phase(), REDIRECTING);
+    let cause = life.rollout.state().cause.clone();
+    assert_eq!(cause, Some(Cause::Drifted { router: "a".into() }));
+}
+
 /// How often it has asked for this.
 fn times(life: &Life, effect: impl Fn(&Effect) -> bool) -> usize {
     let intents = life.log.iter().flat_map(|s| &s.intents);
