@@ -130,7 +130,7 @@ pub(crate) struct Controller {
     heard: BTreeMap<VersionId, u64>,
     /// What the machine's clock lags behind the log: time never goes back over a restart.
     behind: Duration,
-    /// When each router answered last, or this controller began.
+    /// When each router was read last, and may have been told to go on; or this controller began.
     answered: BTreeMap<RouterId, Timestamp>,
     watch: Watching,
     learner: Learner,
@@ -639,10 +639,6 @@ fn is_binding(step: &Step) -> bool {
 impl Controller {
     /// What the routers said in this round; a router that has never answered under this fence keeps the controller inactive.
     fn note_round(&mut self, routers: &Observed) {
-        let now = self.now();
-        for (id, _) in routers.reachable() {
-            self.answered.insert(id.clone(), now);
-        }
         self.active = self.active || routers.iter().all(|(_, state)| state.is_some());
     }
 

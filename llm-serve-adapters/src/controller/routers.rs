@@ -45,12 +45,18 @@ impl Controller {
             self.active && self.doubt.is_none() && self.rollout().is_some_and(Rollout::may_raise);
         let (fence, rollout) = (self.fence, self.rollout());
         let round = join_all(self.routers().map(async |router| {
-            let answer = within(visit(&**router, fence, rollout, forward, within_grace)).await;
-            (router.id().clone(), answer)
+            let mut heard = false;
+            let visit = visit(&**router, fence, rollout, forward, within_grace, &mut heard);
+            let answer = within(visit).await;
+            (router.id().clone(), heard, answer)
         }))
         .await;
+        let over = self.now();
         let mut said = Vec::with_capacity(round.len());
-        for (id, answer) in round {
+        for (id, heard, answer) in round {
+            if heard {
+                self.answered.insert(id.clone(), over);
+            }
             match answer {
                 Err(error) if error.kind() == ErrorKind::Fenced => return Err(error),
                 answer => said.push((id, answer.ok())),
@@ -135,9 +141,14 @@ async fn visit(
     rollout: Option<&Rollout>,
     forward: bool,
     within_grace: bool,
+    heard: &mut bool,
 ) -> Result<RouterState> {
     let state = match router.observe(fence).await {
-        Ok(state) => state,
+        // From here on its lease may be prolonged, whether or not its answer to that arrives.
+        Ok(state) => {
+            *heard = true;
+            state
+        }
         Err(error) => {
             // Who cannot be read may hear all the same; the way back needs no clock.
             let order = rollout.and_then(|r| r.order(fence, RouterClock::default()));

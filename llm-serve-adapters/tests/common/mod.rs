@@ -67,8 +67,10 @@ pub(crate) fn plan() -> Plan {
 pub(crate) struct Cuttable {
     inner: MemoryStore,
     down: Arc<AtomicBool>,
-    /// The next append is stored, and then reported as lost.
-    lose_reply: Arc<AtomicBool>,
+    /// Takes no entry, and can be read.
+    full: Arc<AtomicBool>,
+    /// The next append of an entry with this in it is stored, and then reported as lost.
+    lose_reply: Arc<Mutex<Option<&'static str>>>,
     reads: Arc<Mutex<Reads>>,
     pub(crate) appends: Arc<AtomicU64>,
     /// Appends that were tried.
@@ -95,8 +97,21 @@ impl Cuttable {
         self.down.store(down, Ordering::SeqCst);
     }
 
+    pub(crate) fn fill(&self, full: bool) {
+        self.full.store(full, Ordering::SeqCst);
+    }
+
     pub(crate) fn lose_next_reply(&self) {
-        self.lose_reply.store(true, Ordering::SeqCst);
+        self.lose_reply_about("");
+    }
+
+    pub(crate) fn lose_reply_about(&self, what: &'static str) {
+        *self.lose_reply.lock().unwrap() = Some(what);
+    }
+
+    /// Whether the reply has been lost that was to be lost.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.lose_reply.lock().unwrap().is_none()
     }
 
     pub(crate) fn reads(&self, reads: Reads) {
@@ -133,9 +148,14 @@ impl StateStore for Cuttable {
     ) -> Result<()> {
         self.tries.fetch_add(1, Ordering::SeqCst);
         self.up()?;
+        if self.full.load(Ordering::SeqCst) {
+            return Err(Error::transient("no space is left"));
+        }
         self.inner.append(endpoint, fence, at, entry, split).await?;
         self.appends.fetch_add(1, Ordering::SeqCst);
-        if self.lose_reply.swap(false, Ordering::SeqCst) {
+        let text = String::from_utf8_lossy(entry);
+        let mut about = self.lose_reply.lock().unwrap();
+        if about.take_if(|about| text.contains(*about)).is_some() {
             return Err(Error::transient("the reply was lost"));
         }
         Ok(())

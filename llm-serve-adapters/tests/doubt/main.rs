@@ -2,25 +2,24 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod gateways;
 
 use async_trait::async_trait;
-use common::{Cuttable, Host, Reads, alike, id, plan, version};
+use common::{Cuttable, Host, Reads, alike, id, plan, second_is_bad, version};
 use llm_gates::{Counts, Increment, Window};
 use llm_rollout::plan::Advance;
-use llm_rollout::{
-    Epoch, Fence, Order, Phase, Plan, Position, RouterClock, RouterId, RouterState, Split,
-    Timestamp,
-};
+use llm_rollout::{Phase, Plan, PlanSpec, Position, Timestamp};
 use llm_serve_adapters::host::{
-    Cursor, Error, MetricSource, Query, Reading, Result, RouterCapabilities, Support, TrafficRouter,
+    Cursor, Error, MetricSource, Query, Reading, Result, ServingBackend,
 };
-use llm_serve_adapters::router::InProcessRouter;
 use llm_serve_adapters::{
-    AdministerError, Bootstrap, CommandError, Endpoint, SubmitError, Supersede, SystemClock,
+    AdministerError, Bootstrap, CommandError, Endpoint, SubmitError, Supersede,
 };
+use llm_version_core::VersionId;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// In the first stage, with a share of five per cent.
@@ -153,6 +152,48 @@ async fn a_promotion_in_doubt_is_never_gone_back_from_beside_the_log() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_promotion_that_a_late_read_does_not_show_is_not_gone_back_from() {
+    let store = Cuttable::default();
+    let mut host = Host::start(&store).await;
+    let mut spec = plan().spec().clone();
+    spec.stages.truncate(1);
+    let plan: Plan = spec.try_into().unwrap();
+    let run = host.endpoint.submit(id("r1"), version(2), plan).await;
+    let run = run.unwrap();
+    host.live(60, 40, &alike).await;
+    store.reads(Reads::Behind);
+    store.lose_reply_about(r#""direction":"promote""#);
+    while !store.has_lost() {
+        host.live(1, 40, &alike).await;
+    }
+    // The log has been read again, and did not show it.
+    host.live(2, 40, &alike).await;
+    store.cut(true);
+    let share = host.candidate_share();
+    assert!(share > 30);
+    let said = run.abort("ben", "it is not").await;
+    assert_eq!(said, Err(CommandError::StoreUnavailable));
+    assert_eq!(host.candidate_share(), share);
+    store.cut(false);
+    store.reads(Reads::Whole);
+    host.live(120, 40, &alike).await;
+    assert_eq!(run.finished().await.unwrap().phase, Phase::Promoted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_takes_nothing_more_keeps_nobody_on_the_candidate() {
+    let (store, mut host, run) = soaking().await;
+    store.fill(true);
+    host.live(10, 40, &alike).await;
+    // What could not be written is certainly not there.
+    run.abort("ana", "enough").await.unwrap();
+    assert_eq!(host.candidate_share(), 0);
+    store.fill(false);
+    host.live(120, 1, &alike).await;
+    assert_eq!(run.finished().await.unwrap().phase, Phase::RolledBack);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_approval_that_did_not_reach_the_log_is_decided_again() {
     let store = Cuttable::default();
     let mut host = Host::start(&store).await;
@@ -231,17 +272,21 @@ impl MetricSource for Steady {
     }
 }
 
+/// Routers are asked at another pace than the evidence.
+fn often_renewed() -> PlanSpec {
+    let mut spec = plan().spec().clone();
+    spec.lease.renew_every = Duration::from_secs(2);
+    spec
+}
+
 async fn steady() -> (Cuttable, Steady, Host, llm_serve_adapters::Run) {
     let (store, source) = (Cuttable::default(), Steady::default());
     let of = source.clone();
     let mut host = Host::with(&store, |b| b.source(of)).await;
-    let run = host
-        .endpoint
-        .submit(id("r1"), version(2), plan())
-        .await
-        .unwrap();
+    let plan: Plan = often_renewed().try_into().unwrap();
+    let run = host.endpoint.submit(id("r1"), version(2), plan).await;
     host.live(30, 1, &alike).await;
-    (store, source, host, run)
+    (store, source, host, run.unwrap())
 }
 
 #[tokio::test(start_paused = true)]
@@ -294,7 +339,7 @@ async fn a_source_that_begins_anew_is_read_from_where_it_begins() {
 async fn where_nothing_is_gated_time_is_logged_at_the_pace_of_looks() {
     let store = Cuttable::default();
     let mut host = Host::start(&store).await;
-    let mut spec = plan().spec().clone();
+    let mut spec = often_renewed();
     spec.gates.clear();
     spec.ungated = true;
     spec.stages.truncate(1);
@@ -316,227 +361,46 @@ async fn where_nothing_is_gated_time_is_logged_at_the_pace_of_looks() {
     drop(run);
 }
 
-/// A second gateway that counts what it is asked, and can be cut off.
-#[derive(Debug, Clone)]
-struct Gateway {
-    router: Arc<InProcessRouter>,
-    cut: Arc<AtomicBool>,
-    observed: Arc<AtomicU64>,
-    renewed: Arc<AtomicU64>,
-    can: RouterCapabilities,
-}
+/// Says that the baseline cannot serve.
+#[derive(Debug)]
+struct Sick;
 
-impl Gateway {
-    fn open() -> Self {
-        let first = Split::steady(None, version(1), Epoch::default());
-        let router = InProcessRouter::builder(RouterId::new("second").unwrap(), first);
-        let router = router.clock(Arc::new(SystemClock::new())).open().unwrap();
-        Self {
-            can: router.capabilities(),
-            router: Arc::new(router),
-            cut: Arc::default(),
-            observed: Arc::default(),
-            renewed: Arc::default(),
-        }
-    }
-
-    fn reached(&self, count: &AtomicU64) -> Result<()> {
-        count.fetch_add(1, Ordering::SeqCst);
-        if self.cut.load(Ordering::SeqCst) {
-            return Err(Error::transient("cut off"));
-        }
+#[async_trait]
+impl ServingBackend for Sick {
+    async fn prepare(&self, _: &VersionId, _: Position) -> Result<()> {
         Ok(())
     }
 
-    fn counted(&self) -> (u64, u64) {
-        let count = |of: &AtomicU64| of.swap(0, Ordering::SeqCst);
-        (count(&self.observed), count(&self.renewed))
-    }
-}
-
-#[async_trait]
-impl TrafficRouter for Gateway {
-    fn id(&self) -> &RouterId {
-        self.router.id()
+    async fn healthy(&self, _: &VersionId) -> Result<Option<bool>> {
+        Ok(Some(false))
     }
 
-    fn capabilities(&self) -> RouterCapabilities {
-        self.can
+    async fn in_flight(&self, _: &VersionId) -> Result<Option<u64>> {
+        Ok(Some(0))
     }
 
-    async fn observe(&self, fence: Fence) -> Result<RouterState> {
-        self.reached(&self.observed)?;
-        self.router.observe(fence).await
-    }
-
-    async fn set(&self, order: &Order) -> Result<RouterState> {
-        self.reached(&AtomicU64::new(0))?;
-        self.router.set(order).await
-    }
-
-    async fn renew(&self, at: Position, clock: RouterClock) -> Result<RouterState> {
-        self.reached(&self.renewed)?;
-        self.router.renew(at, clock).await
+    async fn retire(&self, _: &VersionId, _: Position) -> Result<()> {
+        Ok(())
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn routers_are_asked_often_while_they_are_waited_for_and_seldom_otherwise() {
-    let (store, gateway) = (Cuttable::default(), Gateway::open());
-    let second = gateway.clone();
-    let mut host = Host::with(&store, |b| b.router(second)).await;
-    host.live(10, 1, &alike).await;
-    gateway.counted();
-    host.live(60, 1, &alike).await;
-    let (observed, renewed) = gateway.counted();
-    assert!(
-        observed <= 14 && renewed == 0,
-        "idle: {observed} observations, {renewed} renewals a minute"
-    );
-
-    gateway.cut.store(true, Ordering::SeqCst);
-    let run = host
-        .endpoint
-        .submit(id("r1"), version(2), plan())
-        .await
-        .unwrap();
-    host.live(10, 1, &alike).await;
-    let (observed, _) = gateway.counted();
-    assert!(
-        (80..=120).contains(&observed),
-        "shifting: {observed} observations in ten seconds"
-    );
-    gateway.cut.store(false, Ordering::SeqCst);
-    host.live(10, 40, &alike).await;
-    assert!(matches!(
-        run.rollout().unwrap().phase(),
-        Phase::Soaking { .. }
-    ));
-    gateway.counted();
-    host.live(60, 40, &alike).await;
-    let (observed, renewed) = gateway.counted();
-    assert!(observed <= 32, "soaking: {observed} observations a minute");
-    assert!(
-        (10..=30).contains(&renewed),
-        "soaking: {renewed} renewals a minute"
-    );
-
-    // The way back is told until it is confirmed, and ends.
-    gateway.cut.store(true, Ordering::SeqCst);
-    run.abort("ana", "enough").await.unwrap();
-    gateway.counted();
-    host.live(10, 1, &alike).await;
-    let (observed, renewed) = gateway.counted();
-    assert!(
-        (80..=120).contains(&observed),
-        "going back: {observed} observations in ten seconds"
-    );
-    assert_eq!(renewed, 0);
-    gateway.cut.store(false, Ordering::SeqCst);
-    host.live(120, 1, &alike).await;
-    assert_eq!(run.finished().await.unwrap().phase, Phase::RolledBack);
-    gateway.counted();
-    host.live(60, 1, &alike).await;
-    let (observed, renewed) = gateway.counted();
-    assert!(
-        observed <= 14 && renewed == 0,
-        "over: {observed} observations, {renewed} renewals a minute"
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn nothing_begins_until_every_router_has_been_read_back() {
-    let (store, gateway) = (Cuttable::default(), Gateway::open());
-    let second = gateway.clone();
-    let host = Host::with(&store, |b| b.router(second)).await;
-    host.endpoint
-        .bar("freeze", "ana", "a holiday")
-        .await
-        .unwrap();
-    let queued = host
-        .endpoint
-        .submit_or(Supersede::Queue, id("r1"), version(2), plan())
-        .await;
-    drop(queued.unwrap());
-    host.kill().await;
-    gateway.cut.store(true, Ordering::SeqCst);
-    let second = gateway.clone();
-    let mut host = Host::with(&store, |b| b.router(second)).await;
-    host.endpoint
-        .unbar("freeze", "ana", "it is over")
-        .await
-        .unwrap();
-    host.live(30, 1, &alike).await;
-    assert_eq!(host.endpoint.status().ledger.queue.len(), 1);
-    gateway.cut.store(false, Ordering::SeqCst);
-    host.live(30, 1, &alike).await;
-    assert!(host.endpoint.status().ledger.queue.is_empty());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_router_without_fence_or_lease_is_refused() {
-    let full = Gateway::open().can;
-    for (fencing, lease, safe) in [
-        (Support::None, full.lease, false),
-        (full.fencing, Support::None, false),
-        (Support::None, Support::None, false),
-        (Support::Emulated, Support::Emulated, true),
-    ] {
-        let mut second = Gateway::open();
-        second.can = RouterCapabilities { fencing, lease };
-        let host = Host::with(&Cuttable::default(), |b| b.router(second)).await;
-        let taken = host.endpoint.submit(id("r1"), version(2), plan()).await;
-        assert_eq!(taken.is_ok(), safe, "{fencing:?} {lease:?}: {taken:?}");
-        if let Err(refused) = taken {
-            assert_eq!(
-                refused,
-                SubmitError::UnsafeRouter(RouterId::new("second").unwrap())
-            );
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_router_is_left_out_once_its_lease_has_certainly_run_out() {
-    let (store, gateway) = (Cuttable::default(), Gateway::open());
-    let second = gateway.clone();
-    let mut host = Host::with(&store, |b| b.router(second)).await;
-    let run = host
-        .endpoint
-        .submit(id("r1"), version(2), plan())
-        .await
-        .unwrap();
+async fn harm_that_the_baseline_cannot_help_waits_for_the_log() {
+    let store = Cuttable::default();
+    let mut host = Host::with(&store, |b| b.backend(Sick)).await;
+    let run = host.endpoint.submit(id("r1"), version(2), plan()).await;
+    let run = run.unwrap();
     host.live(30, 40, &alike).await;
-    let name = RouterId::new("second").unwrap();
-    let unknown = RouterId::new("third").unwrap();
-    let remove = async |name: &RouterId| host.endpoint.remove_router(name, "ana", "it burnt").await;
-    assert_eq!(
-        remove(&unknown).await,
-        Err(AdministerError::NoSuchRouter(unknown.clone()))
-    );
-    let restored = host.endpoint.restore_router(&name, "ana", "back").await;
-    assert_eq!(restored, Err(AdministerError::NoSuchRouter(name.clone())));
-    gateway.cut.store(true, Ordering::SeqCst);
-    // 20 s of lease, one part in a hundred of it, and five seconds for an answer.
-    let Err(AdministerError::MayServe(_, left)) = remove(&name).await else {
-        panic!("it may still serve")
-    };
-    assert!(
-        left > Duration::from_secs(20) && left <= Duration::from_millis(25_200),
-        "{left:?}"
-    );
-    tokio::time::sleep(left.saturating_sub(Duration::from_millis(100))).await;
-    assert!(matches!(
-        remove(&name).await,
-        Err(AdministerError::MayServe(..))
-    ));
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    remove(&name).await.unwrap();
-    assert_eq!(
-        remove(&name).await,
-        Err(AdministerError::NoSuchRouter(name))
-    );
-    drop(run);
+    assert!(run.rollout().unwrap().state().baseline_down);
+    store.cut(true);
+    host.live(6, 40, &alike).await;
+    let tries = store.tries();
+    host.live(40, 400, &second_is_bad).await;
+    assert_eq!(store.tries(), tries, "nothing to be done beside the log");
+    assert!(host.candidate_share() > 30);
+    store.cut(false);
+    host.live(20, 400, &second_is_bad).await;
+    assert!(run.rollout().unwrap().state().stranded.is_some());
 }
 
 #[tokio::test(start_paused = true)]
