@@ -548,9 +548,8 @@ impl Ledger {
         let split = &step.state.split;
         self.epoch = self.epoch.max(split.epoch);
         self.largest_share = self.largest_share.max(split.share);
-        if let Some(version) = now_in_production(step) {
-            self.production = Some(version.clone());
-        }
+        // Who answers without a rollout: changed by a promotion, and by the way back from one.
+        self.production = Some(split.baseline.clone());
         let phase = step.state.phase;
         if !phase.is_end() || self.ended.contains_key(rollout.id()) {
             return;
@@ -654,14 +653,4 @@ pub async fn incident(
         }
     }
     Ok(begun.map(|rollout| Incident::new(&rollout, &steps)))
-}
-
-/// The version that answers by itself from this step on, where it changes that.
-fn now_in_production(step: &Step) -> Option<&VersionId> {
-    let split = &step.state.split;
-    let routed = step
-        .intents
-        .iter()
-        .any(|i| matches!(i.effect, Effect::Route { .. }));
-    (routed && split.candidate.is_none()).then_some(&split.baseline)
 }

@@ -350,10 +350,8 @@ impl InProcessRouter {
     /// Makes request threads see it. What it serves has been interned before; if not, what is in force stays.
     fn publish(&self, control: &Control) {
         if let Ok(mut view) = view(&control.core) {
-            if control.cap < Share::ALL {
-                let part = u64::from(control.cap.basis_points());
-                view.capped_from = view.candidate_below * part / 10_000;
-            }
+            let part = u64::from(control.cap.basis_points());
+            view.capped_from = view.candidate_below * part / 10_000;
             if self.now() < control.suspended {
                 view.suspended_until = control.suspended.as_millis();
             }

@@ -235,6 +235,7 @@ struct Registry {
     contexts: Vec<(u8, u64)>,
     longest: Arc<AtomicUsize>,
     revoked: Option<u8>,
+    missing: Option<u8>,
 }
 
 fn manifest(n: u8, context: u64) -> Manifest {
@@ -260,29 +261,40 @@ impl Manifests for Registry {
     async fn surroundings(&self) -> Result<Surroundings> {
         let mut around = Surroundings::default();
         around.longest_session = Some(self.longest.load(Ordering::SeqCst) as u64);
-        let revoked = self.revoked.map(|n| manifest(n, 8_000).id().clone());
-        around.revoked = revoked.into_iter().collect();
+        let named = |n: u8| manifest(n, 8_000).id().clone();
+        around.revoked = self.revoked.map(named).into_iter().collect();
+        around.unavailable = self.missing.map(named).into_iter().collect();
         Ok(around)
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_candidate_without_a_way_back_is_refused() {
-    let store = Cuttable::default();
-    let registry = Registry {
-        contexts: vec![(1, 8_000), (2, 8_000)],
-        longest: Arc::default(),
-        revoked: Some(2),
-    };
-    let host = Host::with(&store, |b| b.manifests(registry)).await;
-    let submit = |n| host.endpoint.submit(id("r1"), version(n), plan());
-    let refused = submit(2).await.unwrap_err();
-    assert!(
-        matches!(refused, SubmitError::NoWayBack { .. }),
-        "{refused}"
-    );
-    let unknown = submit(3).await.unwrap_err();
-    assert!(matches!(unknown, SubmitError::Manifests(_)), "{unknown}");
+    for (revoked, missing, refused) in [
+        (Some(2), None, true),
+        (None, Some(1), true),
+        // That one should leave a version is no reason to stay with it.
+        (Some(1), None, false),
+        (Some(1), Some(1), true),
+    ] {
+        let registry = Registry {
+            contexts: vec![(1, 8_000), (2, 8_000)],
+            longest: Arc::default(),
+            revoked,
+            missing,
+        };
+        let host = Host::with(&Cuttable::default(), |b| b.manifests(registry)).await;
+        let submit = |n| host.endpoint.submit(id("r1"), version(n), plan());
+        let unknown = submit(3).await.unwrap_err();
+        assert!(matches!(unknown, SubmitError::Manifests(_)), "{unknown}");
+        let said = submit(2).await;
+        let closed = matches!(said, Err(SubmitError::NoWayBack { .. }));
+        assert_eq!(
+            (closed, said.is_ok()),
+            (refused, !refused),
+            "{revoked:?} revoked, {missing:?} missing: {said:?}"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -293,6 +305,7 @@ async fn after_promotion_one_goes_back_within_the_window_if_the_contract_allows(
         contexts: vec![(1, 8_000), (2, 8_000), (3, 32_000)],
         longest: Arc::clone(&longest),
         revoked: None,
+        missing: None,
     };
     let mut host = Host::with(&store, |b| b.manifests(registry).rollback_window(1)).await;
     let none = host.endpoint.roll_back(Return::last(), "ana", "slow").await;

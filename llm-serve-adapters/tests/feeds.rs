@@ -6,18 +6,22 @@
 
 mod common;
 
+use async_trait::async_trait;
 use common::{Cuttable, Fixed, Host, id, version};
-use llm_gates::{Assumed, GateEvidence};
+use llm_gates::{Assumed, Counts, Evidence, GateEvidence, Increment, Window};
+use llm_rollout::incident::Moment;
 use llm_rollout::presets::{self, Gates, Pace};
-use llm_rollout::{Cause, EndpointId, MetricDef, Phase, Plan, Seq, Share};
-use llm_serve_adapters::host::StateStore;
+use llm_rollout::{Cause, EndpointId, MetricDef, Phase, Plan, Seq, Share, Timestamp};
+use llm_serve_adapters::host::{
+    Cursor, Error, MetricSource, Past, Query, Reading, Result, SliceCounts, StateStore,
+};
 use llm_serve_adapters::journal::End;
 use llm_serve_adapters::recorder::{Labels, OutcomeClass};
 use llm_serve_adapters::router::{Key, Role};
 use llm_serve_adapters::shadow::{Limits, Normalised, Request, Shadow};
 use llm_version_core::VersionId;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 fn share(percent: f64) -> Share {
@@ -365,4 +369,218 @@ async fn what_was_learnt_is_logged_once_and_survives_a_restart() {
     let again = Host::with(&store, |b| b.clock(Fixed::new())).await;
     let after = again.endpoint.status().ledger.checkpoint.clone().unwrap();
     assert_eq!(before, after);
+}
+
+type Names = Vec<String>;
+
+/// A source that has counted what the test says, and nothing during the rollout.
+#[derive(Debug, Clone, Default)]
+struct Known {
+    past: Vec<Past>,
+    slices: Arc<Mutex<Vec<SliceCounts>>>,
+    /// The metrics whose history it was asked for, each time; and whose slices, the last time.
+    histories: Arc<Mutex<Vec<Names>>>,
+    sliced: Arc<Mutex<Names>>,
+    down: bool,
+}
+
+fn names(query: &Query<'_>) -> Names {
+    query.metrics.keys().cloned().collect()
+}
+
+#[async_trait]
+impl MetricSource for Known {
+    async fn open(&self, _: Query<'_>, now: Timestamp) -> Result<Cursor> {
+        if self.down {
+            return Err(Error::transient("nobody counts"));
+        }
+        Ok(Cursor::new(now.as_millis().to_string()))
+    }
+
+    async fn read(&self, query: Query<'_>, cursor: &Cursor, now: Timestamp) -> Result<Reading> {
+        let nothing = Increment::Binary {
+            candidate: Counts::default(),
+            baseline: Counts::default(),
+        };
+        let metrics = query.metrics.keys();
+        let window = Window {
+            epoch: query.epoch.get(),
+            from: cursor.as_str().parse().unwrap(),
+            to: now.as_millis(),
+            metrics: metrics.map(|n| (n.clone(), nothing.clone())).collect(),
+        };
+        Ok(Reading {
+            window,
+            cursor: Cursor::new(now.as_millis().to_string()),
+            heartbeat: None,
+        })
+    }
+
+    async fn history(&self, query: Query<'_>, _: Timestamp) -> Result<Vec<Past>> {
+        self.histories.lock().unwrap().push(names(&query));
+        Ok(self.past.clone())
+    }
+
+    async fn slices(&self, query: Query<'_>) -> Result<Vec<SliceCounts>> {
+        *self.sliced.lock().unwrap() = names(&query);
+        Ok(self.slices.lock().unwrap().clone())
+    }
+}
+
+fn counts(n: u64, k: u64) -> Counts {
+    Counts { n, k }
+}
+
+/// So many blocks in which so many of a thousand count, now more and now less.
+fn past(metric: &str, blocks: u64, k: u64) -> Past {
+    let block = |i: u64| [counts(1_000, k + i % 7), counts(1_000, k + i % 5)];
+    Past {
+        metric: metric.to_owned(),
+        blocks: (0..blocks).map(block).collect(),
+    }
+}
+
+/// Two metrics of requests, one of labels, and one that nobody judges.
+fn four_metrics(cold_start: &str, look_every: &str, stages: &str) -> Plan {
+    Plan::from_toml(&format!(
+        r#"
+        alpha = 0.05
+        cold_start = "{cold_start}"
+        look_every = "{look_every}"
+        bake = "30s"
+        [metrics]
+        faults = {{ fault = {{}} }}
+        slow = {{ first_token_over = "1s" }}
+        spare = {{ first_token_over = "9s" }}
+        thumbs = {{ label = "thumbs_down" }}
+        [[gates]]
+        metric = "faults"
+        weight = 0.5
+        [[gates]]
+        metric = "slow"
+        weight = 0.3
+        [[gates]]
+        metric = "thumbs"
+        weight = 0.2
+        {stages}
+        [[stages]]
+        serve = 5.0
+        dwell = "5m"
+        [[stages]]
+        serve = 50.0
+        dwell = "5m"
+    "#
+    ))
+    .unwrap()
+}
+
+async fn fed(source: &Known, plan: &Plan) -> (Host, llm_serve_adapters::Run) {
+    let of = source.clone();
+    let mut host = Host::with(&Cuttable::default(), |b| b.source(of)).await;
+    let run = host.endpoint.submit(id("r1"), version(2), plan.clone());
+    let run = run.await.unwrap();
+    host.live(20, 1, &common::alike).await;
+    (host, run)
+}
+
+#[tokio::test(start_paused = true)]
+async fn history_is_learnt_once_by_metric_where_there_is_enough_of_it() {
+    for (cold_start, blocks, enough) in [
+        ("quick", 23, false),
+        ("quick", 24, true),
+        ("careful", 3, true),
+    ] {
+        let pasts = [("faults", 10), ("slow", 90), ("thumbs", 50)];
+        let source = Known {
+            past: pasts.map(|(metric, k)| past(metric, blocks, k)).into(),
+            ..Known::default()
+        };
+        // Before anything has been seen of the rollout, evidence is what was learnt.
+        let plan = four_metrics(cold_start, "1h", "");
+        let (mut host, run) = fed(&source, &plan).await;
+        run.skip("ana", "in a hurry").await.unwrap();
+        host.live(10, 1, &common::alike).await;
+        run.hold("look", "ana", "what has been learnt")
+            .await
+            .unwrap();
+        let (gates, mut expected) = (plan.gate_plan(0).unwrap(), Evidence::new());
+        for past in source.past.iter().take(2).filter(|_| enough) {
+            for block in &past.blocks {
+                expected.learn(&gates, &past.metric, *block).unwrap();
+            }
+        }
+        let ledger = host.endpoint.status().ledger;
+        let evidence = &ledger.checkpoint.as_ref().unwrap().evidence;
+        assert_eq!(*evidence, expected, "{cold_start}, {blocks} blocks");
+        let asked = source.histories.lock().unwrap();
+        assert!(asked.iter().all(|names| *names == ["faults", "slow"]));
+        assert_eq!(asked.len(), if enough { 1 } else { 2 });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn slices_are_added_up_over_looks_and_over_a_source_that_begins_anew() {
+    let source = Known::default();
+    let tell = |told: &[(&str, usize, Counts, Counts)]| {
+        let told = told
+            .iter()
+            .map(|(metric, index, candidate, baseline)| SliceCounts {
+                metric: (*metric).to_owned(),
+                index: *index,
+                candidate: *candidate,
+                baseline: *baseline,
+            });
+        *source.slices.lock().unwrap() = told.collect();
+    };
+    let nobody = "[[stages]]\nserve = 0.0\ndwell = \"5m\"";
+    tell(&[
+        ("faults", 0, counts(100, 5), counts(90, 4)),
+        ("faults", 1, counts(1_000, 50), counts(900, 40)),
+        ("slow", 0, counts(100, 20), counts(90, 10)),
+        // A share that no stage has.
+        ("faults", 7, counts(10, 10), counts(10, 10)),
+    ]);
+    let (mut host, run) = fed(&source, &four_metrics("quick", "5s", nobody)).await;
+    for faults in [
+        // Goes on; begins anew, with less and with more than before.
+        (counts(150, 9), counts(120, 6)),
+        (counts(10, 1), counts(10, 2)),
+        (counts(20, 15), counts(30, 2)),
+    ] {
+        tell(&[("faults", 0, faults.0, faults.1)]);
+        host.live(10, 1, &common::alike).await;
+    }
+    let mut expected = Evidence::new();
+    for (metric, share, candidate, baseline) in [
+        (
+            "faults",
+            500,
+            counts(150 + 10 + 20, 9 + 1 + 15),
+            counts(120 + 10 + 20, 6 + 2),
+        ),
+        ("faults", 5_000, counts(1_000, 50), counts(900, 40)),
+        ("slow", 500, counts(100, 20), counts(90, 10)),
+    ] {
+        let learnt = expected.learn_slice(metric, share, candidate, baseline);
+        learnt.unwrap();
+    }
+    let ledger = host.endpoint.status().ledger;
+    assert_eq!(ledger.checkpoint.as_ref().unwrap().evidence, expected);
+    assert_eq!(*source.sliced.lock().unwrap(), ["faults", "slow"]);
+    drop(run);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_cannot_be_opened_is_why_there_is_no_verdict() {
+    let source = Known {
+        down: true,
+        ..Known::default()
+    };
+    let (mut host, run) = fed(&source, &four_metrics("quick", "7s", "")).await;
+    host.live(700, 1, &common::alike).await;
+    let end = run.finished().await.unwrap();
+    assert_eq!(end.cause, Some(Cause::NoVerdict));
+    let incident = host.endpoint.incident(run.id()).await.unwrap().unwrap();
+    let said = |m: &Moment| m.what.contains("no metrics: nobody counts");
+    assert!(incident.timeline.iter().any(said), "{incident:?}");
 }

@@ -17,6 +17,7 @@ use llm_serve_adapters::recorder::OutcomeClass;
 use llm_serve_adapters::router::Key;
 use llm_version_core::VersionId;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -158,12 +159,18 @@ type Told = (&'static str, VersionId, Instant);
 struct Engines {
     told: Arc<Mutex<Vec<Told>>>,
     running: Option<u64>,
+    /// Nothing can be retired for now.
+    stuck: Arc<AtomicBool>,
 }
 
 impl Engines {
     fn new(running: Option<u64>) -> Self {
-        let told = Arc::default();
-        Self { told, running }
+        let (told, stuck) = Default::default();
+        Self {
+            told,
+            running,
+            stuck,
+        }
     }
 
     fn note(&self, what: &'static str, version: &VersionId) {
@@ -201,6 +208,9 @@ impl ServingBackend for Engines {
     }
 
     async fn retire(&self, version: &VersionId, _: Position) -> Result<()> {
+        if self.stuck.load(Ordering::SeqCst) {
+            return Err(Error::transient("stuck"));
+        }
         self.note("retire", version);
         Ok(())
     }
@@ -252,6 +262,27 @@ async fn the_old_version_is_retired_once_nothing_runs_on_it_or_its_time_is_over(
         let expected = if ends { 0..=1 } else { 5..=10 };
         assert!(expected.contains(&waited.as_secs()), "{waited:?}");
         drop((ticket, run));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_retired_is_retired_later_unless_the_next_rollout_needs_it() {
+    for (candidate, retired) in [(3, true), (1, false)] {
+        let engines = Engines::new(Some(0));
+        engines.stuck.store(true, Ordering::SeqCst);
+        let backend = engines.clone();
+        let mut host = Host::with(&Cuttable::default(), |b| b.backend(backend)).await;
+        let run = host.endpoint.submit(id("r1"), version(2), plan()).await;
+        host.live(30, 40, &alike).await;
+        run.unwrap().promote_now("ana", "it is fine").await.unwrap();
+        host.live(120, 40, &alike).await;
+        let next = host.endpoint.submit(id("r2"), version(candidate), plan());
+        drop(next.await.unwrap());
+        engines.stuck.store(false, Ordering::SeqCst);
+        host.live(70, 40, &alike).await;
+        assert_eq!(host.endpoint.status().ledger.production, Some(version(2)));
+        let late = engines.when("retire", &version(1));
+        assert_eq!(late.is_some(), retired, "{candidate}");
     }
 }
 
@@ -320,7 +351,9 @@ impl Notifier for Cutter {
     async fn notify(&self, _: &Letter<'_>) -> Result<()> {
         let mut told = self.1.lock().unwrap();
         *told += 1;
-        self.0.cut(*told == 1);
+        if *told == 1 {
+            self.0.cut(true);
+        }
         Ok(())
     }
 }

@@ -4,14 +4,19 @@
 
 mod common;
 
+use async_trait::async_trait;
 use common::{Cuttable, Host, Reads, alike, id, plan, version};
+use llm_gates::{GateTable, Measurements};
+use llm_rollout::plan::PreFlightSpec;
 use llm_rollout::{
-    Effect, EndpointId, Epoch, Input, Phase, Response, Rollout, RolloutId, Seq, Share, Split, Step,
-    Timestamp,
+    Effect, EndpointId, Epoch, Input, Phase, Plan, Response, Rollout, RolloutId, Seq, Share, Split,
+    Step, Timestamp,
 };
-use llm_serve_adapters::host::StateStore as _;
+use llm_serve_adapters::host::{Evaluator, Result, StateStore as _};
 use llm_serve_adapters::journal::{Entry, Event, Ledger};
+use llm_version_core::VersionId;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 fn chat() -> EndpointId {
     EndpointId::new("chat").unwrap()
@@ -44,7 +49,7 @@ fn stepped(step: Step) -> Event {
     }
 }
 
-fn follow(ledger: &mut Ledger, event: Event) -> Result<(), String> {
+fn follow(ledger: &mut Ledger, event: Event) -> std::result::Result<(), String> {
     let (entry, _) = Entry::after(ledger, event).unwrap();
     let fold = ledger.fold(&chat(), ledger.next, &entry);
     fold.map_err(|bad| bad.to_string())
@@ -176,6 +181,42 @@ async fn the_store_holds_the_split_that_replicas_are_to_serve() {
         (promoted.baseline, promoted.rollout),
         (version(2), Some(id("r1")))
     );
+}
+
+/// Never comes to an end.
+#[derive(Debug)]
+struct Pondering;
+
+#[async_trait]
+impl Evaluator for Pondering {
+    async fn evaluate(&self, _: &VersionId, _: &VersionId) -> Result<Measurements> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn until_a_rollout_routes_something_the_store_holds_what_is_in_production() {
+    let store = Cuttable::default();
+    let mut host = Host::with(&store, |b| b.evaluator(Pondering)).await;
+    let run = host.endpoint.submit(id("r1"), version(2), plan()).await;
+    host.live(30, 40, &alike).await;
+    run.unwrap().promote_now("ana", "it is fine").await.unwrap();
+    host.live(120, 40, &alike).await;
+    let mut spec = plan().spec().clone();
+    spec.pre_flight = Some(PreFlightSpec {
+        gates: GateTable::reference(),
+        deadline: Duration::from_secs(60),
+    });
+    let plan: Plan = spec.try_into().unwrap();
+    let run = host.endpoint.submit(id("r2"), version(3), plan).await;
+    for _ in 0..5 {
+        let ledger = host.endpoint.status().ledger;
+        let split = store.split(&chat()).await.unwrap();
+        assert_eq!(split, ledger.split());
+        assert_eq!(split, Some(Split::steady(None, version(2), ledger.epoch)));
+        host.live(1, 1, &alike).await;
+    }
+    assert_eq!(run.unwrap().rollout().unwrap().phase(), Phase::PreFlight);
 }
 
 #[tokio::test(start_paused = true)]

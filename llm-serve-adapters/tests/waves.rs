@@ -7,8 +7,10 @@ mod common;
 use async_trait::async_trait;
 use common::{Cuttable, Host, Reads, alike, id, plan, second_is_bad, version};
 use llm_rollout::waves::{Member, OnFailure, Phase, Progress, Schedule, Spec, Verb, Wave};
-use llm_serve_adapters::host::{Error, Letter, Notifier, Result};
+use llm_rollout::{EndpointId, Seq};
+use llm_serve_adapters::host::{Error, Letter, Notifier, Result, StateStore as _};
 use llm_serve_adapters::{Bootstrap, Endpoint, WavesBuilder, WavesRun};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -207,9 +209,53 @@ async fn a_log_of_waves_is_read_page_by_page_and_begun_once() {
     store.reads(Reads::Small);
     let hosts = self::hosts(&store).await;
     let appended = store.tries();
-    let run = waves(&store, &hosts, OnFailure::Stop).await;
-    assert_eq!(*run.waves(), *before);
+    let mut pages = Vec::new();
+    for reads in [Reads::Small, Reads::Whole] {
+        store.reads(reads);
+        let read = store.pages.load(Ordering::SeqCst);
+        let run = waves(&store, &hosts, OnFailure::Stop).await;
+        assert_eq!(*run.waves(), *before);
+        pages.push(store.pages.load(Ordering::SeqCst) - read);
+    }
+    let log = store.read(&log(), Seq::default()).await.unwrap();
+    assert_eq!(pages, [log.entries.len() as u64, 1]);
+    assert!(pages[0] > 2);
     assert_eq!(store.tries(), appended, "what has begun is not begun again");
+}
+
+fn log() -> EndpointId {
+    EndpointId::new("release-2").unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_has_been_replaced_is_not_followed() {
+    let mut logs = Vec::new();
+    for on_failure in [OnFailure::Stop, OnFailure::RollBackAll] {
+        let store = Cuttable::default();
+        let mut hosts = hosts(&store).await;
+        let run = waves(&store, &hosts, on_failure).await;
+        live(&mut hosts, 10, &[]).await;
+        drop(run);
+        let page = store.read(&log(), Seq::default()).await.unwrap();
+        logs.push(page.entries);
+    }
+    let store = Cuttable::default();
+    let fence = store.acquire(&log()).await.unwrap().fence;
+    for (seq, bytes) in [&logs[0][0], &logs[1][1]] {
+        store
+            .append(&log(), fence, *seq, bytes, None)
+            .await
+            .unwrap();
+    }
+    let hosts = hosts(&store).await;
+    let builder = WavesBuilder::new(id("release-2"), store);
+    let builder = hosts.iter().fold(builder, |b, h| b.endpoint(&h.endpoint));
+    let error = builder.start(schedule(OnFailure::Stop)).await.unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("entry 1") && text.contains("does not follow"),
+        "{text}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -227,22 +273,69 @@ async fn a_damaged_log_stops_the_waves_and_says_where() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_member_in_progress_is_called_off_with_the_whole_even_if_its_store_was_down() {
-    let store = Cuttable::default();
+async fn a_member_in_progress_is_called_off_with_the_whole_even_if_its_store_is_down() {
+    let (store, own) = (Cuttable::default(), Cuttable::default());
     let mut hosts = hosts(&store).await;
-    let run = waves(&store, &hosts, OnFailure::Stop).await;
+    let run = waves(&own, &hosts, OnFailure::Stop).await;
     live(&mut hosts, 60, &[]).await;
     assert!(hosts[0].candidate_share() > 0);
+    store.cut(true);
     run.say(Verb::RollBack, "ana", "a customer calls")
         .await
         .unwrap();
-    store.cut(true);
-    live(&mut hosts, 30, &[]).await;
+    live(&mut hosts, 10, &[]).await;
+    assert_eq!(hosts[0].candidate_share(), 0);
+    assert!(!run.waves().phase().is_end(), "nothing of it is logged");
     store.cut(false);
     live(&mut hosts, 120, &[]).await;
-    assert_eq!(run.finished().await, Ok(Phase::RolledBack));
-    assert_eq!(hosts[0].candidate_share(), 0);
+    assert_eq!(run.waves().phase(), Phase::RolledBack);
     assert_eq!(in_production(&hosts), [1, 1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_waits_for_its_turn_is_called_off_once_its_store_is_back() {
+    let (store, own) = (Cuttable::default(), Cuttable::default());
+    let mut hosts = hosts(&store).await;
+    let barred = hosts[0].endpoint.bar("freeze", "ana", "a holiday");
+    barred.await.unwrap();
+    let run = waves(&own, &hosts, OnFailure::Stop).await;
+    live(&mut hosts, 10, &[]).await;
+    assert_eq!(hosts[0].endpoint.status().ledger.queue.len(), 1);
+    store.cut(true);
+    run.say(Verb::RollBack, "ana", "a customer calls")
+        .await
+        .unwrap();
+    live(&mut hosts, 30, &[]).await;
+    assert!(!run.waves().phase().is_end());
+    store.cut(false);
+    live(&mut hosts, 30, &[]).await;
+    assert_eq!(run.waves().phase(), Phase::RolledBack);
+    assert!(hosts[0].endpoint.status().ledger.queue.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_whose_return_is_called_off_is_stuck_with_the_candidate() {
+    let store = Cuttable::default();
+    let mut hosts = hosts(&store).await;
+    let run = waves(&store, &hosts, OnFailure::Stop).await;
+    live(&mut hosts, 400, &[]).await;
+    assert_eq!(in_production(&hosts), [2, 1, 1]);
+    let barred = hosts[0].endpoint.bar("freeze", "ana", "a holiday");
+    barred.await.unwrap();
+    run.say(Verb::RollBack, "ana", "a customer calls")
+        .await
+        .unwrap();
+    live(&mut hosts, 10, &[]).await;
+    let back = hosts[0].endpoint.attach(&id("chat-v2-return")).unwrap();
+    back.abort("ben", "leave it").await.unwrap();
+    live(&mut hosts, 30, &[]).await;
+    let waves = run.waves();
+    let member = &waves.state().members[&NAMES[0].parse().unwrap()];
+    assert!(
+        matches!(member, Progress::Stuck { why } if why.contains("leave it")),
+        "{member:?}"
+    );
+    assert_eq!(in_production(&hosts), [2, 1, 1]);
 }
 
 /// Refuses for good, or hears nothing for ever.

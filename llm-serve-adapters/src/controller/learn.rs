@@ -104,13 +104,12 @@ impl Controller {
                 });
                 self.next_look = Some(now.after(every));
             }
-            // Said at the pace of looks: it is tried again with every turn.
-            Err(error) if self.next_look.is_none_or(|due| now >= due) => {
+            // It is tried again with every turn.
+            Err(error) => {
                 self.next_look = Some(now.after(every));
                 let reason = error.to_string();
                 self.feed(Input::SourceFailed { reason }).await?;
             }
-            Err(_) => {}
         }
         Ok(())
     }

@@ -92,8 +92,8 @@ impl Controller {
             return Ok(());
         };
         if let Some(rollout) = self.rollout().filter(|r| !r.is_settled()) {
-            let over = rollout.phase().is_end() || !rollout.may_raise();
-            if !next.replaces || over || rollout.state().superseded_by.is_some() {
+            // One that ends or goes back already refuses it.
+            if !next.replaces || rollout.state().superseded_by.is_some() {
                 return Ok(());
             }
             let command = Command {

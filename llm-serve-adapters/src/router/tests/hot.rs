@@ -6,8 +6,9 @@ use crate::host::TrafficRouter;
 use crate::router::{Decision, InProcessRouter, Key, Pin, Reason, Role, Secret, VersionSlot};
 use llm_rollout::{Raise, RouterId};
 use proptest::prelude::*;
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 fn router_without_rollout() -> InProcessRouter {
     InProcessRouter::builder(RouterId::new("r1").unwrap(), first())
@@ -98,6 +99,21 @@ fn keyless_requests_are_spread_and_counted() {
 }
 
 #[test]
+fn no_two_requests_without_a_key_get_the_same_number() {
+    let router = router_without_rollout();
+    let numbers: Mutex<BTreeSet<u64>> = Mutex::default();
+    let many = || (0..100).map(|_| router.keyless.chance());
+    std::thread::scope(|threads| {
+        // More than there are places to count in.
+        for _ in 0..20 {
+            threads.spawn(|| numbers.lock().unwrap().extend(many()));
+        }
+    });
+    assert_eq!(numbers.lock().unwrap().len(), 2_000);
+    assert_eq!(router.keyless(), 2_000);
+}
+
+#[test]
 fn pins_are_obeyed_and_are_no_evidence() {
     let router = with(1, 0, 3);
     for i in 0..100_u32 {
@@ -118,12 +134,12 @@ fn pins_are_obeyed_and_are_no_evidence() {
                 .randomised()
         );
     }
-    let idle = router_without_rollout();
-    assert_eq!(
-        idle.decide(&Key::session(b"k").pinned(Pin::Candidate), at(0))
-            .role(),
-        Role::Baseline
-    );
+    // Before the candidate serves anybody there is none to be pinned to.
+    for idle in [router_without_rollout(), with(0, 0, 3)] {
+        let decision = idle.decide(&Key::session(b"k").pinned(Pin::Candidate), at(0));
+        assert_eq!(decision.role(), Role::Baseline);
+        assert_eq!(**decision.version().unwrap().id(), version(1));
+    }
 }
 
 #[test]
