@@ -780,6 +780,69 @@ fn a_download_folder_becomes_a_bundle() {
 }
 
 #[test]
+fn an_artifact_of_weights_and_biases_becomes_a_bundle() {
+    let bench = Bench::new();
+    let folder = bench.path("artifacts/tiny:v3");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("config.json"), r#"{"hidden_size": 8}"#).unwrap();
+    fs::write(folder.join("model.safetensors"), checkpoint([1.0, 2.0])).unwrap();
+    let size = fs::metadata(folder.join("model.safetensors"))
+        .unwrap()
+        .len();
+    // The weights are only referred to: there is no digest of them.
+    let manifest = json!({"version": 1, "contents": {
+        "config.json": {"digest": "6HpOAosR7Hv3cMbzq1xjSQ==", "size": 18},
+        "model.safetensors": {"digest": "etag", "ref": "s3://models/tiny", "size": size},
+    }});
+    bench.write("artifacts", "tiny.json", manifest.to_string());
+    let (from, to) = (bench.word("artifacts/tiny:v3"), bench.word("tiny"));
+    let list = bench.word("artifacts/tiny.json");
+    let import = [
+        "import-wandb",
+        &from,
+        &to,
+        "--manifest",
+        &list,
+        "--version",
+        "1.0.0",
+    ];
+    let imported = done(&import);
+    assert!(text(&imported["id"]).starts_with("tiny/v1.0.0-"));
+    assert_eq!(
+        (
+            &imported["artifact"],
+            &imported["artifact_version"],
+            &imported["unchecked"]
+        ),
+        (&json!("tiny"), &json!("v3"), &json!(1))
+    );
+    assert_eq!(done(&["verify", &to])["id"], imported["id"]);
+    fails(REFUSED, &import);
+    let wrong = [
+        "import-wandb",
+        &from,
+        &bench.word("other"),
+        "--run",
+        "--manifest",
+        &list,
+    ];
+    fails(USAGE, &wrong);
+
+    fs::write(folder.join("config.json"), r#"{"hidden_size": 9}"#).unwrap();
+    fails(
+        CHECK,
+        &[
+            "import-wandb",
+            &from,
+            &bench.word("altered"),
+            "--manifest",
+            &list,
+        ],
+    );
+    assert!(!bench.path("altered").exists());
+}
+
+#[test]
 fn a_bill_of_materials_lists_every_file() {
     let bench = Bench::new();
     let (dir, built) = bench.bundle("chat", "1.0.0", "Be brief.\n");

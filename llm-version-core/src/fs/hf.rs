@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use sha1::Digest as _;
 use thiserror::Error;
 
-use super::{METADATA_FILE, build::read_small};
+use super::arrange::{ArrangeError, arrange};
+use super::build::read_small;
 use crate::digest::Digest;
 use crate::json::{self, JsonError};
-use crate::kind::has_extension;
 use crate::lineage::BaseModel;
 use crate::metadata::Metadata;
 use crate::path::{ComponentPath, PathError};
@@ -131,6 +131,15 @@ pub enum HfError {
         /// The folder.
         path: String,
     },
+}
+
+impl From<ArrangeError> for HfError {
+    fn from(error: ArrangeError) -> Self {
+        match error {
+            ArrangeError::Io { path, error } => Self::Io { path, error },
+            ArrangeError::Twice { path } => Self::Twice { path },
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -395,35 +404,16 @@ impl HfSnapshot {
     /// When the snapshot does not verify, two files would have one place, or `dir` exists or cannot be written.
     pub fn import(&self, dir: &Path, mut metadata: Metadata) -> Result<(), HfError> {
         self.verify()?;
-        let mut places = BTreeMap::new();
-        let adapter = self
-            .files
-            .keys()
-            .any(|p| p.as_str() == "adapter_config.json");
-        for (path, file) in &self.files {
-            let place = place(path.as_str(), adapter);
-            if places.insert(place.clone(), file).is_some() {
-                return Err(HfError::Twice { path: place });
-            }
-        }
         if let (None, Some(repository)) = (&metadata.lineage.base_model, &self.repository) {
             let mut base = BaseModel::new(repository.as_str());
             base.revision.clone_from(&self.commit);
             metadata.lineage.base_model = Some(base);
         }
-        fs::create_dir(dir).map_err(io_error(dir))?;
-        for (place, file) in places {
-            let target = dir.join(&place);
-            if let Some(parent) = target.parent() {
-                fs::create_dir_all(parent).map_err(io_error(parent))?;
-            }
-            // The copy shares blocks where the file system can, and is never a link into the cache.
-            fs::copy(&file.location, &target).map_err(io_error(&target))?;
-        }
-        let path = dir.join(METADATA_FILE);
-        let written =
-            File::create_new(&path).and_then(|mut f| f.write_all(metadata.to_pretty().as_bytes()));
-        written.map_err(io_error(&path))
+        let files = self
+            .files
+            .iter()
+            .map(|(path, file)| (path, file.location.as_path()));
+        Ok(arrange(files, dir, &metadata)?)
     }
 }
 
@@ -459,65 +449,4 @@ fn resolve(
         });
     }
     Ok((real, digest))
-}
-
-/// Where a file of a repository lies in the native layout.
-fn place(path: &str, adapter: bool) -> String {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    let is = |extensions: &[&str]| extensions.iter().any(|e| has_extension(name, e));
-    let record = ["README", "LICENSE", "LICENCE", "NOTICE", "USE_POLICY"]
-        .iter()
-        .any(|r| name.to_ascii_uppercase().starts_with(r));
-    // Tensors of an ONNX model in files of their own: `model.onnx_data`, `model.onnx.data`.
-    let external = name.contains(".onnx_data") || is(&["data"]);
-    if path.contains('/') {
-        // Folders of a repository keep their shape.
-        return if external || is(&["safetensors", "bin", "gguf", "onnx", "pt", "pth"]) {
-            format!("model/weights/{path}")
-        } else {
-            format!("model/files/{path}")
-        };
-    }
-    if adapter && name.starts_with("adapter_") {
-        return format!("model/adapters/{name}");
-    }
-    if record && name.starts_with("USE_POLICY") {
-        return format!("tests/{name}");
-    }
-    if record || name == ".gitattributes" || name == ".gitignore" {
-        return name.to_owned();
-    }
-    let tokenizer = name.starts_with("tokenizer")
-        || name.starts_with("chat_template")
-        || [
-            "vocab.json",
-            "vocab.txt",
-            "merges.txt",
-            "special_tokens_map.json",
-            "added_tokens.json",
-            "spiece.model",
-            "sentencepiece.bpe.model",
-        ]
-        .contains(&name);
-    if tokenizer {
-        format!("model/tokenizer/{name}")
-    } else if is(&[
-        "safetensors",
-        "bin",
-        "gguf",
-        "onnx",
-        "pt",
-        "pth",
-        "ckpt",
-        "h5",
-        "msgpack",
-    ]) || external
-        || name.ends_with(".index.json")
-    {
-        format!("model/weights/{name}")
-    } else if is(&["json", "py"]) {
-        format!("model/{name}")
-    } else {
-        format!("model/files/{name}")
-    }
 }

@@ -3,6 +3,7 @@
 //! Everything here streams: files are read in blocks of 256 KiB on several threads, and memory is proportional to the
 //! number of files, never to their size.
 
+mod arrange;
 mod build;
 mod cache;
 mod capture;
@@ -20,6 +21,7 @@ mod sign;
 mod store;
 mod verify;
 mod walk;
+mod wandb;
 
 pub use build::{BuildError, BuildOptions, Built, Folder, build};
 pub use cache::{CacheError, HashCache};
@@ -35,6 +37,7 @@ pub use sign::{TreeSignatureError, sign_tree, verify_tree_signature};
 pub use store::FolderStore;
 pub use verify::{VerifyError, VerifyOptions, VerifyReport, verify};
 pub use walk::Symlinks;
+pub use wandb::{WandbDigest, WandbError, WandbFile, WandbFolder};
 
 use crate::path::ComponentPath;
 

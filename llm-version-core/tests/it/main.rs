@@ -17,3 +17,5 @@ mod oci;
 mod registry;
 #[cfg(feature = "fs")]
 mod tree;
+#[cfg(feature = "fs")]
+mod wandb;

@@ -380,6 +380,38 @@ pub(crate) const COMMANDS: &[Spec] = &[
         what: "verify a Hugging Face snapshot or download folder offline and make a bundle of it",
     },
     Spec {
+        name: "import-wandb",
+        positional: &["FOLDER", "DIR"],
+        options: &[
+            option(
+                "--manifest",
+                "FILE",
+                "the artifact's manifest, to check the files against",
+            ),
+            option("--cache", "", "FOLDER is the client's cache of artifacts"),
+            option(
+                "--run",
+                "",
+                "FOLDER is a run, such as wandb/run-...; its saved files are taken",
+            ),
+            option(
+                "--links",
+                "FOLDER",
+                "where the files of a run may be links into",
+            ),
+            option(
+                "--name",
+                "NAME",
+                "the bundle's name (default: the folder's)",
+            ),
+            option("--version", "VERSION", "the version (default 0.1.0)"),
+            option("--licence", "SPDX", "the licence of the whole"),
+            PICKLES,
+            SECRETS,
+        ],
+        what: "verify an artifact of Weights & Biases offline and make a bundle of it",
+    },
+    Spec {
         name: "export-oci",
         positional: &["DIR", "LAYOUT"],
         options: &[option("--tag", "TAG", "its tag (default: VERSION-HASH)")],

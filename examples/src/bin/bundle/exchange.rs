@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use examples::terminal::Terminal;
 use llm_version_core::fs::{
-    BuildOptions, HfSnapshot, MANIFEST_FILE, export_oci, import_oci, sign_tree,
+    BuildOptions, HfSnapshot, MANIFEST_FILE, WandbFolder, export_oci, import_oci, sign_tree,
     verify_tree_signature,
 };
 use llm_version_core::oms::{OmsError, SigningKey, VerifyingKey};
@@ -90,13 +90,65 @@ pub(crate) fn public_key(request: &Request) -> Done {
         .with("key", hint))
 }
 
-pub(crate) fn import_hf(request: &Request, terminal: Terminal) -> Done {
-    let dir = Path::new(request.word(1));
+fn given_metadata(request: &Request, dir: &Path) -> Result<Metadata, Failure> {
     let (name, version) = name_and_version(request, dir)?;
     let mut metadata = Metadata::new(name, version);
     metadata
         .licences
         .extend(request.value("--licence").map(Licence::new));
+    Ok(metadata)
+}
+
+/// Of a folder that has been imported.
+fn build_imported(request: &Request, dir: &Path, terminal: Terminal) -> Done {
+    let options = BuildOptions::new()
+        .allow_pickles(request.flag("--allow-pickles"))
+        .allow_secrets(request.flag("--allow-secrets"));
+    finish_build(dir, options, &dir.join(MANIFEST_FILE), terminal)
+}
+
+pub(crate) fn import_wandb(request: &Request, terminal: Terminal) -> Done {
+    let (from, dir) = (Path::new(request.word(0)), Path::new(request.word(1)));
+    let metadata = given_metadata(request, dir)?;
+    let manifest = request.value("--manifest").map(Path::new);
+    let links = request.value("--links").map(Path::new);
+    let found = match (request.flag("--cache"), request.flag("--run"), manifest) {
+        (true, false, Some(manifest)) if links.is_none() => WandbFolder::cached(from, manifest)?,
+        (false, true, None) => WandbFolder::run(from, links)?,
+        (false, false, manifest) if links.is_none() => WandbFolder::open(from, manifest)?,
+        _ => {
+            return Err(Failure::usage(
+                "a cache needs --manifest FILE; a run has none; only a run can have --links",
+            ));
+        }
+    };
+    let unknown = found.files.values().filter(|f| f.expected.is_none());
+    let unknown = unknown.count();
+    terminal.say(&format!(
+        "{} {}: {} files, {}",
+        found.name.as_deref().unwrap_or("a folder"),
+        found.version.as_deref().unwrap_or("of an unknown version"),
+        found.files.len(),
+        match (found.listed, unknown) {
+            (true, 0) => "complete and each checked by the artifact's manifest".to_owned(),
+            (true, n) =>
+                format!("complete by the artifact's manifest, {n} of them without a digest"),
+            (false, _) => "with nothing to check them against".to_owned(),
+        }
+    ));
+    found.import(dir, metadata)?;
+    let outcome = build_imported(request, dir, terminal)?;
+    Ok(outcome
+        .with("artifact", json!(found.name))
+        .with("artifact_version", json!(found.version))
+        .with("artifact_digest", json!(found.digest))
+        .with("listed", found.listed)
+        .with("unchecked", unknown))
+}
+
+pub(crate) fn import_hf(request: &Request, terminal: Terminal) -> Done {
+    let dir = Path::new(request.word(1));
+    let metadata = given_metadata(request, dir)?;
     let from = Path::new(request.word(0));
     let snapshot = if request.flag("--part") {
         HfSnapshot::open_part(from)?
@@ -124,10 +176,7 @@ pub(crate) fn import_hf(request: &Request, terminal: Terminal) -> Done {
         }
     ));
     snapshot.import(dir, metadata)?;
-    let options = BuildOptions::new()
-        .allow_pickles(request.flag("--allow-pickles"))
-        .allow_secrets(request.flag("--allow-secrets"));
-    let outcome = finish_build(dir, options, &dir.join(MANIFEST_FILE), terminal)?;
+    let outcome = build_imported(request, dir, terminal)?;
     Ok(outcome
         .with("repository", json!(snapshot.repository))
         .with("commit", json!(snapshot.commit))

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io;
 
 use llm_version_core::fs::{
-    BuildError, HfError, OciError, TreeSignatureError, VerifyError, VerifyReport,
+    BuildError, HfError, OciError, TreeSignatureError, VerifyError, VerifyReport, WandbError,
 };
 use llm_version_core::registry::{RegistryError, StoreError};
 use llm_version_core::{ManifestError, Mismatch};
@@ -151,6 +151,15 @@ impl From<HfError> for Failure {
     fn from(error: HfError) -> Self {
         match &error {
             HfError::Io { error: io, .. } => Self::of_io(io, &error),
+            _ => Self::new(Code::Check, error),
+        }
+    }
+}
+
+impl From<WandbError> for Failure {
+    fn from(error: WandbError) -> Self {
+        match &error {
+            WandbError::Io { error: io, .. } => Self::of_io(io, &error),
             _ => Self::new(Code::Check, error),
         }
     }

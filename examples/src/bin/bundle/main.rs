@@ -110,6 +110,7 @@ fn run(request: &Request, terminal: Terminal) -> Done {
         "verify-signature" => exchange::verify_signature(request),
         "public-key" => exchange::public_key(request),
         "import-hf" => exchange::import_hf(request, terminal),
+        "import-wandb" => exchange::import_wandb(request, terminal),
         "export-oci" => exchange::to_oci(request, terminal),
         "import-oci" => exchange::from_oci(request),
         "sbom" => exchange::bill(request),
