@@ -5,7 +5,7 @@
 //! | the host's own, in its process | [`InProcessBackend`] | |
 //! | OpenAI-compatible, started and stopped by the host | `OpenAiBackend` | `openai` |
 //! | llama.cpp: one model, a router of models, LoRA adapters | `LlamaCppBackend` | `llama-cpp` |
-//! | vLLM, SGLang | `EngineBackend` | `vllm`, `sglang` |
+//! | vLLM, SGLang, text-generation-inference, mistral.rs | `EngineBackend` | `vllm`, `sglang`, `tgi`, `mistral-rs` |
 //! | Open Inference Protocol (KServe V2): NVIDIA Triton, MLServer | `KServeBackend` | `kserve` |
 //! | TorchServe | `TorchServeBackend` | `torchserve` |
 
@@ -13,7 +13,12 @@
 mod chat;
 #[cfg(feature = "http-client")]
 mod control;
-#[cfg(any(feature = "sglang", feature = "vllm"))]
+#[cfg(any(
+    feature = "mistral-rs",
+    feature = "sglang",
+    feature = "tgi",
+    feature = "vllm"
+))]
 mod engine;
 #[cfg(test)]
 mod fakes;
@@ -25,12 +30,16 @@ mod in_process;
 mod kserve;
 #[cfg(feature = "llama-cpp")]
 mod llama_cpp;
+#[cfg(feature = "mistral-rs")]
+mod mistral_rs;
 #[cfg(feature = "openai")]
 mod openai;
 #[cfg(feature = "sglang")]
 mod sglang;
 #[cfg(feature = "openai")]
 mod slots;
+#[cfg(feature = "tgi")]
+mod tgi;
 mod together;
 #[cfg(feature = "torchserve")]
 mod torchserve;
@@ -41,7 +50,12 @@ mod warm_up;
 
 #[cfg(feature = "openai")]
 pub use chat::{ChatClient, ChatReply, ChatRequest, Role, Upstream};
-#[cfg(any(feature = "sglang", feature = "vllm"))]
+#[cfg(any(
+    feature = "mistral-rs",
+    feature = "sglang",
+    feature = "tgi",
+    feature = "vllm"
+))]
 pub use engine::{EngineBackend, EngineBackendBuilder, EngineVersion};
 #[cfg(feature = "openai")]
 pub use identity::{Golden, OtherModel};

@@ -21,8 +21,8 @@
 //! | status 429, 503, 529 | overload |
 //! | status 504 | timeout |
 //! | status 499 | cancel by the client |
+//! | status 424, by which text-generation-inference tells of a generation that failed, and any other 5xx | upstream error |
 //! | any other 4xx | client error |
-//! | any other 5xx | upstream error |
 //! | the body fails | mid-stream error |
 //! | an event stream with an error event, or without `[DONE]` (see [`RolloutLayer::done_marker`]) | mid-stream error |
 //! | a JSON reply with an `error` object | upstream error |
@@ -325,8 +325,8 @@ fn by_status(status: StatusCode) -> Option<OutcomeClass> {
         429 | 503 | 529 => Some(OutcomeClass::Overload),
         504 => Some(OutcomeClass::Timeout),
         499 => Some(OutcomeClass::ClientCancel),
+        424 | 500.. => Some(OutcomeClass::UpstreamError),
         400..=499 => Some(OutcomeClass::ClientError),
-        500.. => Some(OutcomeClass::UpstreamError),
         _ => None,
     }
 }

@@ -139,6 +139,10 @@ pub(super) enum Dialect {
     Vllm,
     #[cfg(feature = "sglang")]
     Sglang,
+    #[cfg(feature = "tgi")]
+    Tgi,
+    #[cfg(feature = "mistral-rs")]
+    MistralRs,
 }
 
 /// One version on its server, ready to be talked to.
@@ -193,7 +197,9 @@ impl Place {
 }
 
 /// Serves versions through engines that are told over HTTP what to load: each version is a server of its own, or a `LoRA` adapter on a
-/// server. Made by `EngineBackend::vllm` (feature `vllm`) or `EngineBackend::sglang` (feature `sglang`).
+/// server. Made by `EngineBackend::vllm` (feature `vllm`), `EngineBackend::sglang` (feature
+/// `sglang`), `EngineBackend::tgi` (feature `tgi`) or `EngineBackend::mistral_rs` (feature `mistral-rs`); the last two serve no adapters here, and
+/// tell of themselves there.
 ///
 /// A version is ready once the engine is awake, lists the model, runs the weights that it should where it can tell
 /// ([`EngineVersion::weights`], [`EngineVersion::checksums`]), and has answered: each prompt of the warm-up with some text, and as each
@@ -319,6 +325,12 @@ impl EngineBackend {
     /// # Errors
     /// `Permanent` for an address or key that cannot be used, or a version or place that is taken.
     pub fn add(&self, version: VersionId, place: EngineVersion) -> Result<()> {
+        if matches!(place.kind, Kind::Lora { .. }) && self.dialect.adapters().is_none() {
+            return Err(Error::permanent(format!(
+                "version {version} is a LoRA adapter, which cannot be loaded into {:?} here: make it a model of its own",
+                self.dialect
+            )));
+        }
         Self::place(&version, &place)?;
         self.fleet.add(version, place)
     }
@@ -381,7 +393,7 @@ impl EngineBackend {
             let body = json!({"lora_name": place.model, "lora_path": folder});
             let said = place
                 .control
-                .post(self.dialect.load_adapter(), &body, deadline.left(what)?)
+                .post(self.dialect.adapter_path(0), &body, deadline.left(what)?)
                 .await?;
             self.adapter_said(&said, place, "already")?;
         }
@@ -411,7 +423,7 @@ impl EngineBackend {
             return Ok(());
         }
         if matches!(said.status, 404 | 405) && !text.contains(&place.model) {
-            return Err(said.error(ErrorKind::Permanent, self.dialect.adapter_advice()));
+            return Err(said.error(ErrorKind::Permanent, self.dialect.adapter_path(2)));
         }
         let kind = refusal(said.status).unwrap_or(ErrorKind::Transient);
         Err(said.error(
@@ -427,7 +439,7 @@ impl EngineBackend {
         let body = json!({"lora_name": place.model});
         let said = place
             .control
-            .post(self.dialect.unload_adapter(), &body, deadline.left(what)?)
+            .post(self.dialect.adapter_path(1), &body, deadline.left(what)?)
             .await?;
         self.adapter_said(&said, place, "cannot be found")
     }
@@ -572,33 +584,33 @@ impl ServingBackend for EngineBackend {
 }
 
 impl Dialect {
-    fn load_adapter(self) -> &'static str {
+    /// Where adapters are loaded and unloaded, and what to do if the server does not know these paths; an engine that cannot be told
+    /// to load any has none.
+    fn adapters(self) -> Option<[&'static str; 3]> {
         match self {
             #[cfg(feature = "vllm")]
-            Self::Vllm => "/v1/load_lora_adapter",
+            Self::Vllm => Some([
+                "/v1/load_lora_adapter",
+                "/v1/unload_lora_adapter",
+                "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and with one API server",
+            ]),
             #[cfg(feature = "sglang")]
-            Self::Sglang => "/load_lora_adapter",
+            Self::Sglang => Some([
+                "/load_lora_adapter",
+                "/unload_lora_adapter",
+                "start SGLang with --enable-lora",
+            ]),
+            #[cfg(feature = "tgi")]
+            Self::Tgi => None,
+            #[cfg(feature = "mistral-rs")]
+            Self::MistralRs => None,
         }
     }
 
-    fn unload_adapter(self) -> &'static str {
-        match self {
-            #[cfg(feature = "vllm")]
-            Self::Vllm => "/v1/unload_lora_adapter",
-            #[cfg(feature = "sglang")]
-            Self::Sglang => "/unload_lora_adapter",
-        }
-    }
-
-    fn adapter_advice(self) -> &'static str {
-        match self {
-            #[cfg(feature = "vllm")]
-            Self::Vllm => {
-                "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and with one API server"
-            }
-            #[cfg(feature = "sglang")]
-            Self::Sglang => "start SGLang with --enable-lora",
-        }
+    fn adapter_path(self, n: usize) -> &'static str {
+        self.adapters()
+            .and_then(|all| all.get(n).copied())
+            .unwrap_or_default()
     }
 
     async fn wake(
@@ -613,6 +625,10 @@ impl Dialect {
             Self::Vllm => super::vllm::wake(place, path, what, deadline).await,
             #[cfg(feature = "sglang")]
             Self::Sglang => super::sglang::wake(place, path, what, deadline).await,
+            #[cfg(feature = "tgi")]
+            Self::Tgi => super::tgi::wake(place, path, what, deadline).await,
+            #[cfg(feature = "mistral-rs")]
+            Self::MistralRs => super::mistral_rs::wake(place, path, what, deadline).await,
         }
     }
 
@@ -622,6 +638,10 @@ impl Dialect {
             Self::Vllm => super::vllm::verify(place, what, deadline).await,
             #[cfg(feature = "sglang")]
             Self::Sglang => super::sglang::verify(place, what, deadline).await,
+            #[cfg(feature = "tgi")]
+            Self::Tgi => super::tgi::verify(place, what, deadline).await,
+            #[cfg(feature = "mistral-rs")]
+            Self::MistralRs => super::mistral_rs::verify(place, what, deadline).await,
         }
     }
 
@@ -631,6 +651,10 @@ impl Dialect {
             Self::Vllm => super::vllm::sleep(place, what, deadline).await,
             #[cfg(feature = "sglang")]
             Self::Sglang => super::sglang::sleep(place, what, deadline).await,
+            #[cfg(feature = "tgi")]
+            Self::Tgi => super::tgi::sleep(place, what, deadline).await,
+            #[cfg(feature = "mistral-rs")]
+            Self::MistralRs => super::mistral_rs::sleep(place, what, deadline).await,
         }
     }
 
@@ -640,6 +664,10 @@ impl Dialect {
             Self::Vllm => super::vllm::stop(place, within).await,
             #[cfg(feature = "sglang")]
             Self::Sglang => super::sglang::stop(place, within).await,
+            #[cfg(feature = "tgi")]
+            Self::Tgi => super::tgi::stop(place, within).await,
+            #[cfg(feature = "mistral-rs")]
+            Self::MistralRs => super::mistral_rs::stop(place, within).await,
         }
     }
 
@@ -649,17 +677,21 @@ impl Dialect {
             Self::Vllm => super::vllm::running(place, within).await,
             #[cfg(feature = "sglang")]
             Self::Sglang => super::sglang::running(place, within).await,
+            #[cfg(feature = "tgi")]
+            Self::Tgi => super::tgi::running(place, within).await,
+            #[cfg(feature = "mistral-rs")]
+            Self::MistralRs => super::mistral_rs::running(place, within).await,
         }
     }
 }
 
-/// What an engine calls its weights must be what they should be called.
-pub(super) fn same_weights(place: &Place, told: Option<&Value>) -> Result<()> {
+/// What an engine calls its weights, in this field, must be what they should be called.
+pub(super) fn same_weights(place: &Place, told: Option<&Value>, field: &str) -> Result<()> {
     let Some(wanted) = &place.version.weights else {
         return Ok(());
     };
     let found = told
-        .and_then(|told| told.get("weight_version"))
+        .and_then(|told| told.get(field))
         .and_then(Value::as_str);
     match found {
         Some(found) if found == wanted => Ok(()),

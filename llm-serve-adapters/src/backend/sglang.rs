@@ -109,7 +109,7 @@ pub(super) async fn verify(place: &Place, what: &str, deadline: Deadline) -> Res
         return Ok(());
     }
     let told = place.told("/model_info", deadline.left(what)?).await?;
-    same_weights(place, told.as_ref())
+    same_weights(place, told.as_ref(), "weight_version")
 }
 
 pub(super) async fn sleep(place: &Place, what: &str, deadline: Deadline) -> Result<()> {

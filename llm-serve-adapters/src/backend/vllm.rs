@@ -46,7 +46,7 @@ async fn is(place: &Place, what: &str, within: Duration) -> Result<bool> {
 pub(super) async fn verify(place: &Place, what: &str, deadline: Deadline) -> Result<()> {
     if place.version.weights.is_some() {
         let told = place.told("/weight_info", deadline.left(what)?).await?;
-        same_weights(place, told.as_ref())?;
+        same_weights(place, told.as_ref(), "weight_version")?;
     }
     if place.version.checksums.is_empty() {
         return Ok(());

@@ -219,6 +219,7 @@ async fn status_decides_before_the_body() {
         (400, OutcomeClass::ClientError),
         (404, OutcomeClass::ClientError),
         (408, OutcomeClass::ClientError),
+        (424, OutcomeClass::UpstreamError),
         (429, OutcomeClass::Overload),
         (499, OutcomeClass::ClientCancel),
         (500, OutcomeClass::UpstreamError),

@@ -31,6 +31,8 @@ const REPLICAS: usize = 256;
 /// | at | requests and faults | times |
 /// |---|---|---|
 /// | vLLM | `vllm:request_success_total` by `finished_reason` | `vllm:time_to_first_token_seconds`, `vllm:e2e_request_latency_seconds` |
+/// | text-generation-inference | `tgi_request_count`, and `tgi_request_failure` by `err` | `tgi_request_duration`; no first token |
+/// | mistral.rs, by `model` | `http_requests_total` by `status` | `mistralrs_time_to_first_token_seconds` (streams), `http_request_duration_seconds` |
 /// | Envoy, by `envoy_cluster_name` | `envoy_cluster_upstream_rq_xx` by `envoy_response_code_class` | `envoy_cluster_upstream_rq_time`, in milliseconds |
 /// | HAProxy, by `server` | `haproxy_server_http_responses_total` by `code` | - |
 /// | Triton, by `version` | `nv_inference_request_success` and `nv_inference_request_failure`, [`apart`](ScrapeSourceBuilder::apart) | - |

@@ -137,6 +137,56 @@ async fn vllm() {
     }
 }
 
+/// As the exporter of text-generation-inference 3.3 writes what its source counts: a series comes to be when it is counted first.
+#[tokio::test]
+async fn text_generation_inference() {
+    let text = "# TYPE tgi_request_count counter\ntgi_request_count 5\n\n\
+        # TYPE tgi_request_failure counter\ntgi_request_failure{err=\"validation\"} 2\n";
+    let failed = "tgi_request_failure{err=\"generation\"}";
+    let later = with(text, &[("tgi_request_count", "15"), (failed, "3")]);
+    let fine = with(text, &[("tgi_request_count", "25")]);
+    let (builder, shown) = each(text).await;
+    let source = builder
+        .ratio(
+            "m",
+            Series::new("tgi_request_count"),
+            Series::new("tgi_request_failure").is("err", "generation"),
+        )
+        .build()
+        .unwrap();
+    let arms = counted(&source, MetricDef::Fault {}, &shown, &[later, fine])
+        .await
+        .unwrap();
+    assert_eq!(arms, [(10, 3), (20, 0)]);
+}
+
+/// As mistral.rs documents what it counts.
+#[tokio::test]
+async fn mistral_rs() {
+    let series = |model: &str, status: &str| {
+        format!(
+            "http_requests_total{{method=\"POST\",path=\"/v1/chat/completions\",model=\"{model}\",status=\"{status}\"}}"
+        )
+    };
+    let (old, new, bad) = (
+        series("v1", "200"),
+        series("v2", "200"),
+        series("v2", "500"),
+    );
+    let text = format!("# TYPE http_requests_total counter\n{old} 100\n{new} 1\n");
+    let later = with(&text, &[(&old, "150"), (&new, "8"), (&bad, "3")]);
+    let (builder, shown) = both(&text, "model", ["v2", "v1"]).await;
+    let all = Series::new("http_requests_total");
+    let source = builder
+        .ratio("m", all.clone(), all.is("status", "500"))
+        .build()
+        .unwrap();
+    let arms = counted(&source, MetricDef::Fault {}, &shown, &[later])
+        .await
+        .unwrap();
+    assert_eq!(arms, [(10, 3), (50, 0)]);
+}
+
 #[tokio::test]
 async fn envoy() {
     let text = include_str!("recorded/envoy-1.40.prom");
