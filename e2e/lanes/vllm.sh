@@ -1,4 +1,4 @@
-# vllm: adapters, sleep, weights and drains on a real vLLM (opt-in; on a CPU it installs 6 GB and takes some minutes)
+# vllm: LoRA adapters, sleep, weights and drains on a real vLLM (opt-in; on a CPU it installs 6 GB and takes some minutes)
 lane() {
   local cpu=no
   if ! command -v vllm >/dev/null || ! nvidia-smi -L >/dev/null 2>&1; then
@@ -9,8 +9,11 @@ lane() {
   LLM_E2E_VLLM_MODEL=${E2E_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/llm-rollout-e2e}/smollm2-hf
   [ -s "$LLM_E2E_VLLM_MODEL/config.json" ] || python_of_vllm e2e/models/unpack.py "$LLM_E2E_MODELS" v1.gguf "$LLM_E2E_VLLM_MODEL" >"$work/models.log" 2>&1 ||
     { missing vllm "the model cannot be converted"; tail -n 3 "$work/models.log"; return; }
+  LLM_E2E_VLLM_ADAPTER=$work/adapter
+  python_of_vllm e2e/models/adapter.py "$LLM_E2E_MODELS/v1.gguf" "$LLM_E2E_VLLM_ADAPTER" >"$work/models.log" 2>&1 ||
+    { missing vllm "the adapter cannot be made"; tail -n 3 "$work/models.log"; return; }
   LLM_E2E_VLLM_VERSION=$(python_of_vllm -c 'from importlib.metadata import version; print(version("vllm"))')
-  export LLM_E2E_VLLM_MODEL LLM_E2E_VLLM_VERSION LLM_E2E_VLLM_CPU=$cpu
+  export LLM_E2E_VLLM_MODEL LLM_E2E_VLLM_ADAPTER LLM_E2E_VLLM_VERSION LLM_E2E_VLLM_CPU=$cpu
   real vllm "vLLM $LLM_E2E_VLLM_VERSION"
 }
 
