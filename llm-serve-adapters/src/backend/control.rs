@@ -30,7 +30,7 @@ pub(super) struct Said {
 }
 
 impl Control {
-    pub(super) fn new(base: &str, key: Option<&str>) -> Result<Self> {
+    pub(super) fn new(http: Http, base: &str, key: Option<&str>) -> Result<Self> {
         let base = Address::parse(base)?;
         if base.has_query() {
             return Err(Error::permanent(format!(
@@ -38,12 +38,11 @@ impl Control {
             )));
         }
         let headers = key.map(bearer).transpose()?.unwrap_or_default();
-        let (http, key) = (Http::new()?, key.map(str::to_owned));
         Ok(Self {
             http,
             base,
             headers,
-            key,
+            key: key.map(str::to_owned),
         })
     }
 

@@ -6,7 +6,7 @@ use super::fleet::{Deadline, Fleet};
 use super::identity::Golden;
 use super::warm_up::WarmUp;
 use crate::host::{Error, ErrorKind, Result, ServingBackend};
-use crate::http_client::{clip, refusal};
+use crate::http_client::{Authorities, Http, clip, refusal};
 use async_trait::async_trait;
 use llm_rollout::Position;
 use llm_version_core::VersionId;
@@ -235,6 +235,7 @@ impl Place {
 /// # }
 /// ```
 pub struct EngineBackend {
+    http: Http,
     dialect: Dialect,
     fleet: Fleet<EngineVersion>,
     warm_up: WarmUp,
@@ -250,12 +251,19 @@ pub struct EngineBackendBuilder {
     versions: Vec<(VersionId, EngineVersion)>,
     warm_up: WarmUp,
     counter: Option<Counter>,
+    authorities: Authorities,
 }
 
 impl EngineBackendBuilder {
     /// What a version is, and where.
     pub fn version(mut self, version: VersionId, place: EngineVersion) -> Self {
         self.versions.push((version, place));
+        self
+    }
+
+    /// Trusts these certificate authorities beside those of the system.
+    pub fn trust(mut self, authorities: Authorities) -> Self {
+        self.authorities = authorities;
         self
     }
 
@@ -286,6 +294,7 @@ impl EngineBackendBuilder {
     /// `Permanent` for an address that cannot be used, two versions in one place, or a deadline of nothing.
     pub fn build(self) -> Result<EngineBackend> {
         let backend = EngineBackend {
+            http: Http::trusting(&self.authorities)?,
             dialect: self.dialect,
             fleet: Fleet::default(),
             warm_up: self.warm_up.checked()?,
@@ -317,6 +326,7 @@ impl EngineBackend {
             versions: Vec::new(),
             warm_up,
             counter: None,
+            authorities: Authorities::default(),
         }
     }
 
@@ -331,7 +341,7 @@ impl EngineBackend {
                 self.dialect
             )));
         }
-        Self::place(&version, &place)?;
+        self.at(&version, &place)?;
         self.fleet.add(version, place)
     }
 
@@ -342,11 +352,11 @@ impl EngineBackend {
 
     /// The model name that a version goes by on its server, if it is known here.
     pub fn model(&self, version: &VersionId) -> Option<String> {
-        let place = Self::place(version, &self.fleet.place(version)?);
+        let place = self.at(version, &self.fleet.place(version)?);
         place.ok().map(|place| place.model)
     }
 
-    fn place(version: &VersionId, place: &EngineVersion) -> Result<Place> {
+    fn at(&self, version: &VersionId, place: &EngineVersion) -> Result<Place> {
         let model = match &place.kind {
             Kind::Server { model, .. } if model.is_empty() => {
                 return Err(Error::permanent(format!(
@@ -359,7 +369,7 @@ impl EngineBackend {
         let base = place.server.trim_end_matches('/');
         let base = base.strip_suffix("/v1").unwrap_or(base);
         Ok(Place {
-            control: Control::new(base, place.key.as_deref())?,
+            control: Control::new(self.http.clone(), base, place.key.as_deref())?,
             version: place.clone(),
             model,
         })
@@ -458,7 +468,7 @@ impl EngineBackend {
         for golden in &place.version.golden {
             upstream = upstream.golden(golden.clone());
         }
-        let client = ChatClient::new(&upstream)?;
+        let client = ChatClient::with(self.http.clone(), &upstream)?;
         client.listed(deadline.left(what)?).await?;
         self.warm_up
             .run(version, &client, &[], || deadline.left(what))
@@ -470,7 +480,7 @@ impl EngineBackend {
         let Some(place) = self.fleet.retire(version, at)? else {
             return Ok(());
         };
-        let place = Self::place(version, &place)?;
+        let place = self.at(version, &place)?;
         let deadline = Deadline::after(self.warm_up.deadline);
         let what = format!(
             "taking version {version} (model {:?}) out of service",
@@ -504,7 +514,7 @@ impl fmt::Debug for EngineBackend {
 #[async_trait]
 impl ServingBackend for EngineBackend {
     async fn prepare(&self, version: &VersionId, at: Position) -> Result<()> {
-        let place = Self::place(version, &self.fleet.load(version, at)?)?;
+        let place = self.at(version, &self.fleet.load(version, at)?)?;
         let deadline = Deadline::after(self.warm_up.deadline);
         let what = format!("loading version {version} (model {:?})", place.model);
         let done = async {
@@ -546,7 +556,7 @@ impl ServingBackend for EngineBackend {
         if self.fleet.rests(version) {
             return Ok(Some(false));
         }
-        let place = Self::place(version, &place)?;
+        let place = self.at(version, &place)?;
         let body = json!({
             "model": place.model, "max_tokens": 1, "stream": false,
             "messages": [{"role": "user", "content": "Say hello."}],
@@ -568,7 +578,7 @@ impl ServingBackend for EngineBackend {
         let Some(place) = self.fleet.place(version) else {
             return Ok(counted);
         };
-        let place = Self::place(version, &place)?;
+        let place = self.at(version, &place)?;
         let told = self.dialect.running(&place, GLANCE).await?;
         Ok(match (counted, told) {
             // The server's number is about all that it serves.

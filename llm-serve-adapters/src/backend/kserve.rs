@@ -3,7 +3,7 @@
 use super::control::{Control, Said, name};
 use super::fleet::{Deadline, Fleet};
 use crate::host::{Error, ErrorKind, Result, ServingBackend};
-use crate::http_client::clip;
+use crate::http_client::{Authorities, Http, clip};
 use async_trait::async_trait;
 use llm_rollout::Position;
 use llm_version_core::VersionId;
@@ -173,9 +173,16 @@ pub struct KServeBackendBuilder {
     prompts: Vec<String>,
     deadline: Duration,
     counter: Option<Counter>,
+    authorities: Authorities,
 }
 
 impl KServeBackendBuilder {
+    /// Trusts these certificate authorities beside those of the system.
+    pub fn trust(mut self, authorities: Authorities) -> Self {
+        self.authorities = authorities;
+        self
+    }
+
     /// Sends this key as a bearer token.
     pub fn api_key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());
@@ -225,7 +232,11 @@ impl KServeBackendBuilder {
                 "a warm-up needs a prompt and some time: give them, or leave the defaults",
             ));
         }
-        let server = Control::new(&self.address, self.key.as_deref())?;
+        let server = Control::new(
+            Http::trusting(&self.authorities)?,
+            &self.address,
+            self.key.as_deref(),
+        )?;
         let backend = KServeBackend {
             metrics: self
                 .metrics
@@ -265,6 +276,7 @@ impl KServeBackend {
             prompts: vec!["Say hello.".to_owned()],
             deadline: DEADLINE,
             counter: None,
+            authorities: Authorities::default(),
         }
     }
 

@@ -4,7 +4,7 @@ use super::chat::{ChatClient, Upstream};
 use super::slots::{Slots, Wish};
 use super::warm_up::WarmUp;
 use crate::host::{Error, Result, ServingBackend};
-use crate::http_client::{Http, clip, refusal};
+use crate::http_client::{Authorities, Http, clip, refusal};
 use crate::metrics_text::lines;
 use async_trait::async_trait;
 use llm_rollout::Position;
@@ -150,12 +150,19 @@ pub struct LlamaCppBackend {
 pub struct LlamaCppBackendBuilder {
     versions: Vec<(VersionId, LlamaCpp)>,
     warm_up: WarmUp,
+    authorities: Authorities,
 }
 
 impl LlamaCppBackendBuilder {
     /// Where a version runs.
     pub fn version(mut self, version: VersionId, place: LlamaCpp) -> Self {
         self.versions.push((version, place));
+        self
+    }
+
+    /// Trusts these certificate authorities beside those of the system.
+    pub fn trust(mut self, authorities: Authorities) -> Self {
+        self.authorities = authorities;
         self
     }
 
@@ -183,7 +190,7 @@ impl LlamaCppBackendBuilder {
     /// `Permanent` for an upstream that cannot be used, a version with two, or a warm-up that asks nothing.
     pub fn build(self) -> Result<LlamaCppBackend> {
         let backend = LlamaCppBackend {
-            http: Http::new()?,
+            http: Http::trusting(&self.authorities)?,
             slots: Slots::new(),
             warm_up: self.warm_up.checked()?,
         };
@@ -273,6 +280,7 @@ impl LlamaCppBackend {
         LlamaCppBackendBuilder {
             versions: Vec::new(),
             warm_up: WarmUp::default(),
+            authorities: Authorities::default(),
         }
     }
 

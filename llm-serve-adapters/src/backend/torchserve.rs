@@ -3,7 +3,7 @@
 use super::control::{Control, name};
 use super::fleet::{Deadline, Fleet};
 use crate::host::{Error, ErrorKind, Result, ServingBackend};
-use crate::http_client::{Method, clip};
+use crate::http_client::{Authorities, Http, Method, clip};
 use async_trait::async_trait;
 use llm_rollout::Position;
 use llm_version_core::VersionId;
@@ -148,9 +148,16 @@ pub struct TorchServeBackendBuilder {
     fields: (String, String),
     deadline: Duration,
     counter: Option<Counter>,
+    authorities: Authorities,
 }
 
 impl TorchServeBackendBuilder {
+    /// Trusts these certificate authorities beside those of the system.
+    pub fn trust(mut self, authorities: Authorities) -> Self {
+        self.authorities = authorities;
+        self
+    }
+
     /// Sends this key as a bearer token (a server that was not started with `--disable-token-auth` has one for each address).
     pub fn api_key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());
@@ -200,7 +207,11 @@ impl TorchServeBackendBuilder {
                 "a warm-up needs a prompt and some time: give them, or leave the defaults",
             ));
         }
-        let inference = Control::new(&self.inference, self.key.as_deref())?;
+        let inference = Control::new(
+            Http::trusting(&self.authorities)?,
+            &self.inference,
+            self.key.as_deref(),
+        )?;
         let backend = TorchServeBackend(Arc::new(Inner {
             management: inference.at(&self.management)?,
             inference,
@@ -241,6 +252,7 @@ impl TorchServeBackend {
             fields: ("prompt".to_owned(), "text".to_owned()),
             deadline: DEADLINE,
             counter: None,
+            authorities: Authorities::default(),
         }
     }
 

@@ -4,7 +4,7 @@ use super::answers::{Answers, Scorer};
 use super::effort::Effort;
 use super::tally::{MOST_MISSING, mean, not_too_many_missing, share};
 use crate::host::{Error, Result};
-use crate::http_client::{Address, Call, Http, bearer, clip, refusal};
+use crate::http_client::{Address, Authorities, Call, Http, bearer, clip, refusal};
 use async_trait::async_trait;
 use llm_gates::{Measurement, Measurements};
 use reqwest::header::HeaderMap;
@@ -111,6 +111,15 @@ impl Toxicity {
             threshold: 0.5,
             most_unscored: MOST_MISSING,
         })
+    }
+
+    /// Trusts these certificate authorities beside those of the system.
+    ///
+    /// # Errors
+    /// `Permanent` if no client can be made of them.
+    pub fn trust(mut self, authorities: &Authorities) -> Result<Self> {
+        self.http = Http::trusting(authorities)?;
+        Ok(self)
     }
 
     /// Sends this key as a bearer token.

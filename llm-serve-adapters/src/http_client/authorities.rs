@@ -163,6 +163,69 @@ mod tests {
         }
     }
 
+    /// Backends and MLflow; the others are told in the same words.
+    #[cfg(feature = "full")]
+    #[tokio::test]
+    async fn adapters_trust_what_they_are_told_to() {
+        use crate::backend::{Archive, EngineBackend, EngineVersion, KServeBackend, KServeModel};
+        use crate::backend::{LlamaCpp, LlamaCppBackend, TorchServeBackend, Upstream};
+        use crate::host::ServingBackend;
+        use crate::registry::MlflowModel;
+        use llm_rollout::Position;
+
+        let ours = Authority::new();
+        let to = format!("https://127.0.0.1:{}", ours.serve("127.0.0.1").await);
+        let version: llm_version_core::VersionId =
+            format!("chat/v1.0.0-{}", "1".repeat(64)).parse().unwrap();
+        let (v, short) = (|| version.clone(), Duration::from_millis(500));
+        for (authorities, trusted) in [(ours.trusted(), true), (Authority::new().trusted(), false)]
+        {
+            let a = || authorities.clone();
+            let llama = LlamaCppBackend::builder().trust(a()).deadline(short);
+            let engine = EngineBackend::vllm().trust(a()).deadline(short);
+            let kserve = KServeBackend::builder(&to).trust(a()).deadline(short);
+            let torchserve = TorchServeBackend::builder(&to, &to)
+                .trust(a())
+                .deadline(short);
+            let backends: [Box<dyn ServingBackend>; 4] = [
+                Box::new(
+                    llama
+                        .version(v(), LlamaCpp::server(Upstream::new(&to, "m")))
+                        .build()
+                        .unwrap(),
+                ),
+                Box::new(
+                    engine
+                        .version(v(), EngineVersion::server(&to, "m"))
+                        .build()
+                        .unwrap(),
+                ),
+                Box::new(kserve.version(v(), KServeModel::new("m")).build().unwrap()),
+                Box::new(
+                    torchserve
+                        .version(v(), Archive::new("m", "1", "m.mar"))
+                        .build()
+                        .unwrap(),
+                ),
+            ];
+            // Whoever trusts the server finds that it is none of theirs.
+            for (n, backend) in backends.iter().enumerate() {
+                let error = backend
+                    .prepare(&v(), Position::default())
+                    .await
+                    .unwrap_err();
+                let text = format!("{error} {error:?}");
+                assert_eq!(text.contains("certificate"), !trusted, "{n}: {text}");
+            }
+            let model = MlflowModel::open(&to, "m")
+                .unwrap()
+                .trust(&authorities)
+                .unwrap();
+            let text = format!("{:?}", model.find(&v()).await.unwrap_err());
+            assert_eq!(text.contains("certificate"), !trusted, "{text}");
+        }
+    }
+
     #[test]
     fn what_is_no_authority_is_refused() {
         let cut = "-----BEGIN CERTIFICATE-----\nMIIB\n";

@@ -7,7 +7,7 @@ mod tests;
 pub use alias::MlflowAlias;
 
 use crate::host::{self, Error, ErrorKind};
-use crate::http_client::{Address, Call, Http, Method, bearer, clip, refusal, secret};
+use crate::http_client::{Address, Authorities, Call, Http, Method, bearer, clip, refusal, secret};
 use base64::Engine as _;
 use llm_version_core::VersionId;
 use reqwest::header::{AUTHORIZATION, HeaderMap};
@@ -258,6 +258,17 @@ impl MlflowModel {
             name: name.to_owned(),
             headers: HeaderMap::new(),
         })
+    }
+
+    /// Trusts these certificate authorities beside those of the system.
+    ///
+    /// # Errors
+    /// [`MlflowError::Unreachable`] if no client can be made of them.
+    pub fn trust(mut self, authorities: &Authorities) -> Result<Self> {
+        let what = "the certificate authorities".to_owned();
+        self.http = Http::trusting(authorities)
+            .map_err(|error| MlflowError::Unreachable { what, error })?;
+        Ok(self)
     }
 
     /// Sends this bearer token.

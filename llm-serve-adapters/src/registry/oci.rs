@@ -10,6 +10,7 @@ mod transfer;
 pub use error::{OciCode, OciRegistryError};
 
 use crate::host::{self, Manifests};
+use crate::http_client::Authorities;
 use async_trait::async_trait;
 use auth::Credentials;
 use client::Client;
@@ -104,6 +105,15 @@ impl OciRepository {
             mount_from: Vec::new(),
             most: MOST,
         })
+    }
+
+    /// Trusts these certificate authorities beside those of the system.
+    ///
+    /// # Errors
+    /// [`OciRegistryError::Address`] if no client can be made of them.
+    pub fn trust(mut self, authorities: &Authorities) -> Result<Self> {
+        self.client.trust(authorities)?;
+        Ok(self)
     }
 
     /// With a user and a password, or the token that the registry takes for one.

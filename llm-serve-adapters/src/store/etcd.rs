@@ -8,9 +8,11 @@ mod tests;
 use super::admit_record;
 use super::worker::Worker;
 use crate::host::{Error, Owned, Page, Result, RouterMemory, StateStore};
+use crate::http_client::Authorities;
 use async_trait::async_trait;
 use llm_rollout::{EndpointId, Fence, RouterId, Seq, Split};
 use server::Server;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +46,49 @@ pub struct EtcdStore {
     worker: Arc<Worker<Server>>,
 }
 
+/// Who a client of a cluster is, and whom it trusts.
+///
+/// ```no_run
+/// use llm_serve_adapters::Authorities;
+/// use llm_serve_adapters::store::{EtcdAccess, EtcdStore};
+///
+/// let authority = Authorities::from_pem(std::fs::read("etcd-ca.pem")?)?;
+/// let access = EtcdAccess::default().user("rollouts", "secret").trust(authority);
+/// let store = EtcdStore::open_as(&["https://10.0.0.1:2379"], "rollouts/", access)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct EtcdAccess {
+    user: Option<(String, String)>,
+    authorities: Authorities,
+}
+
+impl EtcdAccess {
+    /// Logs in with this user and password.
+    #[must_use]
+    pub fn user(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
+        self.user = Some((user.into(), password.into()));
+        self
+    }
+
+    /// Trusts these certificate authorities beside those of the system.
+    #[must_use]
+    pub fn trust(mut self, authorities: Authorities) -> Self {
+        self.authorities = authorities;
+        self
+    }
+}
+
+impl fmt::Debug for EtcdAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let user = self.user.as_ref().map(|(user, _)| user);
+        f.debug_struct("EtcdAccess")
+            .field("user", &user)
+            .field("authorities", &self.authorities)
+            .finish()
+    }
+}
+
 impl EtcdStore {
     /// The longest entry that this store takes, in bytes.
     pub const MAX_ENTRY_BYTES: usize = 1 << 20;
@@ -53,16 +98,15 @@ impl EtcdStore {
     /// # Errors
     /// `Permanent` for addresses that are none, or no address; `Transient` if no thread can be started.
     pub fn open(members: &[&str], prefix: &str) -> Result<Self> {
-        Self::start(Server::new(members, prefix, None)?)
+        Self::open_as(members, prefix, EtcdAccess::default())
     }
 
-    /// The same for a cluster that demands a user.
+    /// The same for a cluster that demands a user, or whose certificates are of an authority of one's own.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_as(members: &[&str], prefix: &str, user: &str, password: &str) -> Result<Self> {
-        let user = Some((user.to_owned(), password.to_owned()));
-        Self::start(Server::new(members, prefix, user)?)
+    pub fn open_as(members: &[&str], prefix: &str, access: EtcdAccess) -> Result<Self> {
+        Self::start(Server::new(members, prefix, access)?)
     }
 
     fn start(server: Server) -> Result<Self> {

@@ -4,7 +4,7 @@ use super::auth::{Challenge, Credentials, token_address};
 use super::error::{OciRegistryError, refused};
 use super::{Result, transfer};
 use crate::host::ErrorKind;
-use crate::http_client::{Address, Call, Http, Method, clip, secret};
+use crate::http_client::{Address, Authorities, Call, Http, Method, clip, secret};
 use llm_version_core::Digest;
 use llm_version_core::fs::{OciArtifact, OciSource};
 use reqwest::header::{
@@ -102,6 +102,14 @@ impl Client {
             patience: PATIENCE,
             pause: Duration::from_secs(1),
         })
+    }
+
+    pub(super) fn trust(&mut self, authorities: &Authorities) -> Result<()> {
+        self.http = Http::trusting(authorities).map_err(|e| OciRegistryError::Address {
+            what: "the certificate authorities".to_owned(),
+            why: e.to_string(),
+        })?;
+        Ok(())
     }
 
     /// Tries again what may pass.

@@ -1,5 +1,6 @@
 //! The cluster: its members, asked in turn, over the JSON gateway of the v3 API.
 
+use super::EtcdAccess;
 use crate::host::{Error, ErrorKind, Result};
 use crate::http_client::{Address, Call, Http, clip, refusal, secret};
 use base64::Engine as _;
@@ -216,11 +217,7 @@ impl<'a> Task<'a> {
 }
 
 impl Server {
-    pub(super) fn new(
-        members: &[&str],
-        prefix: &str,
-        user: Option<(String, String)>,
-    ) -> Result<Self> {
+    pub(super) fn new(members: &[&str], prefix: &str, access: EtcdAccess) -> Result<Self> {
         let members: Vec<_> = members
             .iter()
             .map(|m| Address::parse(m))
@@ -241,11 +238,11 @@ impl Server {
             })?;
         Ok(Self {
             name: format!("the etcd store {first}"),
-            http: Http::new()?,
+            http: Http::trusting(&access.authorities)?,
             members,
             current: 0,
             prefix: prefix.to_owned(),
-            user,
+            user: access.user,
             token: HeaderMap::new(),
             runtime,
         })

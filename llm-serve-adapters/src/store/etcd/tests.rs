@@ -200,7 +200,12 @@ async fn a_member_that_is_gone_gives_way_to_the_next() {
 async fn a_token_that_has_run_out_is_renewed_and_never_shown() {
     let (etcd, address) = cluster().await;
     etcd.lock().unwrap().token = Some(1);
-    let store = EtcdStore::open_as(&[&address], "", "root", "S3CRET").unwrap();
+    let store = EtcdStore::open_as(
+        &[&address],
+        "",
+        EtcdAccess::default().user("root", "S3CRET"),
+    )
+    .unwrap();
     store.acquire(&chat()).await.unwrap();
     etcd.lock().unwrap().token = Some(2);
     store.acquire(&chat()).await.unwrap();
