@@ -636,7 +636,7 @@ impl Dialect {
             #[cfg(feature = "sglang")]
             Self::Sglang => super::sglang::wake(place, path, what, deadline).await,
             #[cfg(feature = "tgi")]
-            Self::Tgi => super::tgi::wake(place, path, what, deadline).await,
+            Self::Tgi => super::tgi::wake(path),
             #[cfg(feature = "mistral-rs")]
             Self::MistralRs => super::mistral_rs::wake(place, path, what, deadline).await,
         }
@@ -651,7 +651,7 @@ impl Dialect {
             #[cfg(feature = "tgi")]
             Self::Tgi => super::tgi::verify(place, what, deadline).await,
             #[cfg(feature = "mistral-rs")]
-            Self::MistralRs => super::mistral_rs::verify(place, what, deadline).await,
+            Self::MistralRs => super::mistral_rs::verify(place),
         }
     }
 
@@ -662,7 +662,8 @@ impl Dialect {
             #[cfg(feature = "sglang")]
             Self::Sglang => super::sglang::sleep(place, what, deadline).await,
             #[cfg(feature = "tgi")]
-            Self::Tgi => super::tgi::sleep(place, what, deadline).await,
+            // It goes on running, and can serve at once.
+            Self::Tgi => Ok(()),
             #[cfg(feature = "mistral-rs")]
             Self::MistralRs => super::mistral_rs::sleep(place, what, deadline).await,
         }
@@ -675,7 +676,7 @@ impl Dialect {
             #[cfg(feature = "sglang")]
             Self::Sglang => super::sglang::stop(place, within).await,
             #[cfg(feature = "tgi")]
-            Self::Tgi => super::tgi::stop(place, within).await,
+            Self::Tgi => Ok(()),
             #[cfg(feature = "mistral-rs")]
             Self::MistralRs => super::mistral_rs::stop(place, within).await,
         }

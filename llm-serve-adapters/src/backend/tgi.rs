@@ -29,12 +29,8 @@ impl EngineBackend {
     }
 }
 
-pub(super) async fn wake(
-    _: &Place,
-    path: Option<&str>,
-    _what: &str,
-    _deadline: Deadline,
-) -> Result<()> {
+/// It is never asleep.
+pub(super) fn wake(path: Option<&str>) -> Result<()> {
     match path {
         None => Ok(()),
         Some(_) => Err(Error::permanent(
@@ -49,15 +45,6 @@ pub(super) async fn verify(place: &Place, what: &str, deadline: Deadline) -> Res
     }
     let told = place.told("/info", deadline.left(what)?).await?;
     same_weights(place, told.as_ref(), "model_sha")
-}
-
-/// It goes on running, and can serve at once.
-pub(super) async fn sleep(_: &Place, _what: &str, _deadline: Deadline) -> Result<()> {
-    Ok(())
-}
-
-pub(super) async fn stop(_: &Place, _within: Duration) -> Result<()> {
-    Ok(())
 }
 
 pub(super) async fn running(place: &Place, within: Duration) -> Result<Option<u64>> {

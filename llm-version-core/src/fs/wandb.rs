@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use base64ct::{Base64, Encoding as _};
 use md5::{Digest as _, Md5};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use thiserror::Error;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::arrange::{ArrangeError, arrange};
 use super::build::read_small;
+use super::dvc::hex;
 use super::problem::{Problem, ProblemKind};
 use super::walk::{Found, Symlinks, walk};
 use crate::json::{self, JsonError};
@@ -211,8 +211,6 @@ struct Entry {
 struct Extra {
     #[serde(rename = "alg", default)]
     algorithm: Option<String>,
-    #[serde(flatten)]
-    _others: BTreeMap<String, IgnoredAny>,
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> WandbError + '_ {
@@ -306,10 +304,6 @@ impl Manifest {
         }
         Some(hex(&hash.finalize()))
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl WandbFolder {
