@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use llm_version_core::fs::{BuildOptions, WandbError, WandbFolder, build};
-use llm_version_core::{ComponentKind, Metadata, Name, Version};
+use llm_version_core::{ComponentKind, ComponentPath, Metadata, Name, Version};
 
 const CONFIG: &str = r#"{"hidden_size": 8}"#;
 const NOTE: &str = "hi\n";
@@ -265,7 +265,7 @@ fn files_of_a_run_are_followed_to_where_they_were_saved_from() {
     fs::write(project.join("config.json"), CONFIG).unwrap();
     symlink(project.join("config.json"), files.join("config.json")).unwrap();
     let found = WandbFolder::run(&run, Some(&project)).unwrap();
-    let paths: Vec<_> = found.files.keys().map(|path| path.as_str()).collect();
+    let paths: Vec<_> = found.files.keys().map(ComponentPath::as_str).collect();
     assert_eq!(paths, ["config.json", "notes.txt"]);
     assert_eq!(found.verify().unwrap(), 2);
     let out = root.path().join("bundle");
