@@ -139,3 +139,22 @@ fn the_same_canary_is_too_quick_for_a_small_service() {
         );
     }
 }
+
+#[test]
+fn a_preset_looks_as_often_as_its_shortest_stage_and_its_pairs_ask_for() {
+    let ten = || Share::from_percent(10.0).unwrap();
+    for (seconds, canary, shadow) in [
+        (5, 1_000, 1_000),
+        (300, 30_000, 3_000),
+        (7_200, 60_000, 60_000),
+    ] {
+        let pace = Pace::new(Duration::from_secs(seconds), 50);
+        let usual = Gates::usual(Duration::from_millis(800));
+        let plans = [
+            presets::canary(usual, vec![ten()], pace),
+            presets::shadow(answers(1.0, Gates::nothing()), ten(), pace),
+        ];
+        let every = plans.map(|plan| plan.unwrap().spec().look_every.as_millis());
+        assert_eq!(every, [canary, shadow], "{seconds} s");
+    }
+}
