@@ -36,8 +36,6 @@ mod mistral_rs;
 mod openai;
 #[cfg(feature = "sglang")]
 mod sglang;
-#[cfg(feature = "openai")]
-mod slots;
 #[cfg(feature = "tgi")]
 mod tgi;
 mod together;

@@ -2,7 +2,7 @@
 
 use super::chat::{ChatClient, Upstream};
 use super::control::{Control, Said};
-use super::fleet::{Deadline, Fleet};
+use super::fleet::{Deadline, Fleet, Wish};
 use super::identity::Golden;
 use super::warm_up::WarmUp;
 use crate::host::{Error, ErrorKind, Result, ServingBackend};
@@ -153,6 +153,7 @@ pub(super) struct Place {
     pub(super) model: String,
 }
 
+#[allow(dead_code, reason = "each engine needs its part of it")]
 impl Place {
     fn is_lora(&self) -> bool {
         matches!(self.version.kind, Kind::Lora { .. })
@@ -342,7 +343,7 @@ impl EngineBackend {
             )));
         }
         self.at(&version, &place)?;
-        self.fleet.add(version, place)
+        self.fleet.add_alone(version, place)
     }
 
     /// Whether the version has been prepared, and not retired since.
@@ -477,7 +478,7 @@ impl EngineBackend {
 
     /// Takes a version out of service, for good or to stand by.
     async fn take_off(&self, version: &VersionId, at: Position, for_good: bool) -> Result<()> {
-        let Some(place) = self.fleet.retire(version, at)? else {
+        let Some(place) = self.fleet.begin(Wish::Retire, version, at)? else {
             return Ok(());
         };
         let place = self.at(version, &place)?;
@@ -520,7 +521,7 @@ impl ServingBackend for EngineBackend {
         let done = async {
             {
                 let _turn = deadline.of(&what, self.turn.lock()).await?;
-                self.fleet.still(version, at)?;
+                self.fleet.stands(Wish::Load, version, at)?;
                 match &place.version.kind {
                     Kind::Lora { path } => self.load_adapter(&place, path, &what, deadline).await?,
                     Kind::Server { path, .. } => {
@@ -539,7 +540,7 @@ impl ServingBackend for EngineBackend {
         };
         let done = done.await;
         // Whatever went wrong: if a later order came, that is why.
-        self.fleet.still(version, at)?;
+        self.fleet.stands(Wish::Load, version, at)?;
         done?;
         self.fleet.ready(version, at)
     }
@@ -593,6 +594,7 @@ impl ServingBackend for EngineBackend {
     }
 }
 
+#[allow(unused_variables, reason = "each engine needs its part of it")]
 impl Dialect {
     /// Where adapters are loaded and unloaded, and what to do if the server does not know these paths; an engine that cannot be told
     /// to load any has none.

@@ -10,22 +10,35 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Versions and where they run. Positions are kept in memory only: right after a restart an old order is not recognised.
-pub(super) struct Fleet<T>(Mutex<BTreeMap<VersionId, Slot<T>>>);
+/// Versions and where they run. Orders are kept in memory only: right after a restart an old one is not recognised.
+pub(crate) struct Fleet<T>(Mutex<BTreeMap<VersionId, Slot<T>>>);
 
 struct Slot<T> {
     place: T,
-    /// The newest load or retirement.
-    newest: Option<Position>,
+    newest: Option<(Wish, Position)>,
     ready: bool,
-    /// That one was a retirement, or a standby.
-    rests: bool,
+}
+
+/// What is to become of a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    Load,
+    Standby,
+    Retire,
+}
+
+impl Wish {
+    fn doing(self) -> &'static str {
+        match self {
+            Self::Load => "loading",
+            Self::Standby => "putting on standby",
+            Self::Retire => "retiring",
+        }
+    }
 }
 
 /// How often is looked whether a later order came.
 const AGAIN: Duration = Duration::from_millis(50);
-const LOADING: &str = "loading";
-const RETIRING: &str = "retiring";
 
 impl<T> Default for Fleet<T> {
     fn default() -> Self {
@@ -39,15 +52,24 @@ impl<T: Clone + PartialEq> Fleet<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says where a version runs. Saying the same again changes nothing.
-    pub(super) fn add(&self, version: VersionId, place: T) -> Result<()> {
+    /// Says where a version runs, which others may too. Saying the same again changes nothing.
+    pub(crate) fn add(&self, version: VersionId, place: T) -> Result<()> {
+        self.put(version, place, true)
+    }
+
+    /// The same for a place that takes one version.
+    pub(crate) fn add_alone(&self, version: VersionId, place: T) -> Result<()> {
+        self.put(version, place, false)
+    }
+
+    fn put(&self, version: VersionId, place: T, shared: bool) -> Result<()> {
         let mut slots = self.slots();
         match slots.get(&version) {
             Some(slot) if slot.place == place => Ok(()),
             Some(_) => Err(Error::permanent(format!(
                 "version {version} runs somewhere else already: one version runs in one place; remove one of the two"
             ))),
-            None if slots.values().any(|slot| slot.place == place) => {
+            None if !shared && slots.values().any(|slot| slot.place == place) => {
                 Err(Error::permanent(format!(
                     "another version runs where version {version} is to run: give each a place of its own"
                 )))
@@ -57,7 +79,6 @@ impl<T: Clone + PartialEq> Fleet<T> {
                     place,
                     newest: None,
                     ready: false,
-                    rests: false,
                 };
                 slots.insert(version, slot);
                 Ok(())
@@ -65,90 +86,100 @@ impl<T: Clone + PartialEq> Fleet<T> {
         }
     }
 
-    pub(super) fn place(&self, version: &VersionId) -> Option<T> {
+    pub(crate) fn place(&self, version: &VersionId) -> Option<T> {
         self.slots().get(version).map(|slot| slot.place.clone())
     }
 
-    /// Takes note of a load or retirement, or refuses it for its age. The version is not ready from then on.
-    fn order(&self, what: &str, version: &VersionId, at: Position) -> Result<Option<T>> {
+    /// Takes note of an order, from when on the version is not ready, or refuses it for its age. Its place, if it has one: what runs
+    /// nowhere has been retired.
+    pub(crate) fn begin(&self, wish: Wish, version: &VersionId, at: Position) -> Result<Option<T>> {
         let mut slots = self.slots();
         let Some(slot) = slots.get_mut(version) else {
             return Ok(None);
         };
-        if let Some(newest) = slot.newest.filter(|&newest| at < newest) {
+        if let Some((_, newest)) = slot.newest.filter(|&(_, newest)| at < newest) {
             return Err(Error::permanent(format!(
-                "{what} version {version} at fence {} step {} is refused: fence {} step {} came later; its controller has been replaced",
-                at.fence, at.seq, newest.fence, newest.seq
+                "{} version {version} at fence {} step {} is refused: fence {} step {} came later; its controller has been replaced",
+                wish.doing(),
+                at.fence,
+                at.seq,
+                newest.fence,
+                newest.seq
             )));
         }
-        slot.newest = Some(at);
+        slot.newest = Some((wish, at));
         slot.ready = false;
-        slot.rests = what == RETIRING;
         Ok(Some(slot.place.clone()))
     }
 
-    /// Begins to load a version.
-    pub(super) fn load(&self, version: &VersionId, at: Position) -> Result<T> {
-        self.order(LOADING, version, at)?.ok_or_else(|| {
+    /// The same for a load, which needs a place.
+    pub(crate) fn load(&self, version: &VersionId, at: Position) -> Result<T> {
+        self.begin(Wish::Load, version, at)?.ok_or_else(|| {
             Error::permanent(format!(
                 "version {version} has no place to run: say where with `add`"
             ))
         })
     }
 
-    /// Begins to take a version out of service, for good or to stand by. What runs nowhere has been retired: nothing.
-    pub(super) fn retire(&self, version: &VersionId, at: Position) -> Result<Option<T>> {
-        self.order(RETIRING, version, at)
-    }
-
     /// Whether this order is still the newest, which a later one may have become in the meantime.
-    pub(super) fn still(&self, version: &VersionId, at: Position) -> Result<()> {
+    pub(crate) fn stands(&self, wish: Wish, version: &VersionId, at: Position) -> Result<()> {
         match self.slots().get(version) {
-            Some(slot) if slot.newest == Some(at) && !slot.rests => Ok(()),
+            Some(slot) if slot.newest == Some((wish, at)) => Ok(()),
             _ => Err(Error::permanent(format!(
-                "version {version} was loaded or retired by a later step in the meantime"
+                "{} version {version} was overtaken: a later step loaded or retired it meanwhile",
+                wish.doing()
             ))),
         }
     }
 
-    /// Ends once a later order for this version came, with what to tell who gave the earlier one: some servers never answer what they
+    /// Ends once a later order for this version came, with what to tell who wanted it loaded: some servers never answer what they
     /// were asked before it.
-    pub(super) async fn overtaken(&self, version: &VersionId, at: Position) -> Error {
+    pub(crate) async fn overtaken(&self, version: &VersionId, at: Position) -> Error {
         loop {
             tokio::time::sleep(AGAIN).await;
-            if let Err(later) = self.still(version, at) {
+            if let Err(later) = self.stands(Wish::Load, version, at) {
                 return later;
             }
         }
     }
 
     /// The version can serve, unless a later order came.
-    pub(super) fn ready(&self, version: &VersionId, at: Position) -> Result<()> {
-        self.still(version, at)?;
+    pub(crate) fn ready(&self, version: &VersionId, at: Position) -> Result<()> {
+        self.stands(Wish::Load, version, at)?;
         if let Some(slot) = self.slots().get_mut(version) {
-            slot.ready = slot.newest == Some(at);
+            slot.ready |= slot.newest == Some((Wish::Load, at));
         }
         Ok(())
     }
 
     /// Whether the version has been prepared, and not retired since.
-    pub(super) fn is_ready(&self, version: &VersionId) -> bool {
+    pub(crate) fn is_ready(&self, version: &VersionId) -> bool {
         self.slots().get(version).is_some_and(|slot| slot.ready)
     }
 
     /// Whether the version has been told to rest: what was not told anything yet may run all the same.
-    pub(super) fn rests(&self, version: &VersionId) -> bool {
-        self.slots().get(version).is_some_and(|slot| slot.rests)
+    pub(crate) fn rests(&self, version: &VersionId) -> bool {
+        let slots = self.slots();
+        let newest = slots.get(version).and_then(|slot| slot.newest);
+        newest.is_some_and(|(wish, _)| wish != Wish::Load)
+    }
+
+    /// Whether another version is, or is to be, loaded in such a place.
+    pub(crate) fn is_shared(&self, version: &VersionId, such: impl Fn(&T) -> bool) -> bool {
+        self.slots().iter().any(|(other, slot)| {
+            let wanted = slot.newest.is_some_and(|(wish, _)| wish == Wish::Load);
+            other != version && wanted && such(&slot.place)
+        })
     }
 
     /// The place of the version that was prepared last and is still ready, other than this one.
-    pub(super) fn newest_ready_but(&self, version: &VersionId) -> Option<T> {
+    pub(crate) fn newest_ready_but(&self, version: &VersionId) -> Option<T> {
         let slots = self.slots();
         let others = slots
             .iter()
             .filter(|(id, slot)| slot.ready && *id != version);
         others
-            .max_by_key(|(_, slot)| slot.newest)
+            .max_by_key(|(_, slot)| slot.newest.map(|(_, at)| at))
             .map(|(_, slot)| slot.place.clone())
     }
 }
@@ -228,28 +259,32 @@ mod tests {
     fn the_newest_order_decides_whether_a_version_is_ready() {
         let (fleet, v) = (Fleet::default(), version('1'));
         fleet.add(v.clone(), "a").unwrap();
+        let retire = |at| fleet.begin(Wish::Retire, &v, at);
         assert_eq!(fleet.load(&v, at(2, 5)).unwrap(), "a");
         fleet.ready(&v, at(2, 5)).unwrap();
         for old in [at(2, 4), at(1, 9)] {
-            assert!(fleet.load(&v, old).is_err() && fleet.retire(&v, old).is_err());
+            assert!(fleet.load(&v, old).is_err() && retire(old).is_err());
         }
         assert!(fleet.is_ready(&v), "what is refused has no effect");
         fleet.load(&v, at(2, 6)).unwrap();
-        fleet.retire(&v, at(2, 7)).unwrap();
-        assert!(fleet.still(&v, at(2, 6)).is_err() && fleet.ready(&v, at(2, 6)).is_err());
-        assert!(!fleet.is_ready(&v));
+        assert!(!fleet.rests(&v));
+        retire(at(2, 7)).unwrap();
+        assert!(fleet.stands(Wish::Load, &v, at(2, 6)).is_err());
+        assert!(fleet.ready(&v, at(2, 6)).is_err() && fleet.ready(&v, at(2, 7)).is_err());
+        assert!(!fleet.is_ready(&v) && fleet.rests(&v));
         assert!(fleet.load(&version('9'), at(3, 0)).is_err());
-        assert_eq!(fleet.retire(&version('9'), at(3, 0)).unwrap(), None);
+        let nowhere = fleet.begin(Wish::Retire, &version('9'), at(3, 0));
+        assert_eq!(nowhere.unwrap(), None);
     }
 
     #[test]
     fn each_version_has_a_place_of_its_own() {
         let fleet = Fleet::default();
-        fleet.add(version('1'), "a").unwrap();
-        fleet.add(version('1'), "a").unwrap();
-        assert!(fleet.add(version('1'), "b").is_err());
-        assert!(fleet.add(version('2'), "a").is_err());
-        fleet.add(version('2'), "b").unwrap();
+        fleet.add_alone(version('1'), "a").unwrap();
+        fleet.add_alone(version('1'), "a").unwrap();
+        assert!(fleet.add_alone(version('1'), "b").is_err());
+        assert!(fleet.add_alone(version('2'), "a").is_err());
+        fleet.add_alone(version('2'), "b").unwrap();
         assert_eq!(fleet.newest_ready_but(&version('1')), None);
         for (v, seq) in [('1', 2), ('2', 1)] {
             fleet.load(&version(v), at(1, seq)).unwrap();
@@ -257,5 +292,9 @@ mod tests {
         }
         assert_eq!(fleet.newest_ready_but(&version('1')), Some("b"));
         assert_eq!(fleet.newest_ready_but(&version('9')), Some("a"));
+        // Where several may run, a place is needed while one of them is wanted there.
+        fleet.add(version('3'), "a").unwrap();
+        let at_a = |place: &&str| *place == "a";
+        assert!(fleet.is_shared(&version('3'), at_a) && !fleet.is_shared(&version('1'), at_a));
     }
 }

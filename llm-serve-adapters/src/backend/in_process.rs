@@ -1,6 +1,6 @@
 //! Versions in the host's own process.
 
-use super::fleet::{Deadline, Fleet};
+use super::fleet::{Deadline, Fleet, Wish};
 use crate::host::{Error, Result, ServingBackend};
 use async_trait::async_trait;
 use llm_rollout::Position;
@@ -147,7 +147,7 @@ impl<M: Model> InProcessBackend<M> {
     ) -> Result<()> {
         {
             let _turn = deadline.of(what, self.turn.lock()).await?;
-            self.fleet.still(version, at)?;
+            self.fleet.stands(Wish::Load, version, at)?;
             deadline.of(what, self.model.load(version)).await??;
         }
         let mut silent = !self.prompts.is_empty();
@@ -181,14 +181,14 @@ impl<M: Model> InProcessBackend<M> {
 #[async_trait]
 impl<M: Model> ServingBackend for InProcessBackend<M> {
     async fn prepare(&self, version: &VersionId, at: Position) -> Result<()> {
-        self.fleet.add(version.clone(), version.clone())?;
+        self.fleet.add_alone(version.clone(), version.clone())?;
         self.fleet.load(version, at)?;
         let what = format!("loading version {version}");
         let done = self
             .load(version, at, &what, Deadline::after(self.deadline))
             .await;
         // Whatever went wrong: if a later order came, that is why.
-        self.fleet.still(version, at)?;
+        self.fleet.stands(Wish::Load, version, at)?;
         done?;
         self.fleet.ready(version, at)
     }
@@ -212,8 +212,8 @@ impl<M: Model> ServingBackend for InProcessBackend<M> {
 
     async fn retire(&self, version: &VersionId, at: Position) -> Result<()> {
         // Known from now on: an older load that comes late is refused.
-        self.fleet.add(version.clone(), version.clone())?;
-        self.fleet.retire(version, at)?;
+        self.fleet.add_alone(version.clone(), version.clone())?;
+        self.fleet.begin(Wish::Retire, version, at)?;
         let deadline = Deadline::after(self.deadline);
         let what = format!("unloading version {version}");
         let _turn = deadline.of(&what, self.turn.lock()).await?;

@@ -1,7 +1,7 @@
 //! Versions on a server that speaks the Open Inference Protocol (KServe V2), such as NVIDIA Triton.
 
 use super::control::{Control, Said, name};
-use super::fleet::{Deadline, Fleet};
+use super::fleet::{Deadline, Fleet, Wish};
 use crate::host::{Error, ErrorKind, Result, ServingBackend};
 use crate::http_client::{Authorities, Http, clip};
 use async_trait::async_trait;
@@ -285,7 +285,7 @@ impl KServeBackend {
     /// # Errors
     /// `Permanent` for a model that cannot be used, or a version or model that is taken.
     pub fn add(&self, version: VersionId, model: KServeModel) -> Result<()> {
-        self.fleet.add(version, model.checked()?)
+        self.fleet.add_alone(version, model.checked()?)
     }
 
     /// Whether the version has been prepared, and not retired since.
@@ -610,14 +610,14 @@ impl ServingBackend for KServeBackend {
         let done = async {
             {
                 let _turn = deadline.of(&what, self.turn.lock()).await?;
-                self.fleet.still(version, at)?;
+                self.fleet.stands(Wish::Load, version, at)?;
                 self.load(&place, &what, deadline).await?;
             }
             self.check(&place, &what, deadline).await
         };
         let done = done.await;
         // Whatever went wrong: if a later order came, that is why.
-        self.fleet.still(version, at)?;
+        self.fleet.stands(Wish::Load, version, at)?;
         done?;
         self.fleet.ready(version, at)
     }
@@ -653,7 +653,7 @@ impl ServingBackend for KServeBackend {
     }
 
     async fn retire(&self, version: &VersionId, at: Position) -> Result<()> {
-        match self.fleet.retire(version, at)? {
+        match self.fleet.begin(Wish::Retire, version, at)? {
             Some(place) => self.take_off(version, &place).await,
             None => Ok(()),
         }

@@ -1,7 +1,7 @@
 //! Versions on servers of llama.cpp: one model each, many that are loaded and unloaded, or LoRA adapters of one.
 
 use super::chat::{ChatClient, Upstream};
-use super::slots::{Slots, Wish};
+use super::fleet::{Fleet, Wish};
 use super::warm_up::WarmUp;
 use crate::host::{Error, Result, ServingBackend};
 use crate::http_client::{Authorities, Http, clip, refusal};
@@ -141,7 +141,7 @@ impl LlamaCpp {
 #[derive(Debug)]
 pub struct LlamaCppBackend {
     http: Http,
-    slots: Slots<Place>,
+    fleet: Fleet<Place>,
     warm_up: WarmUp,
 }
 
@@ -191,7 +191,7 @@ impl LlamaCppBackendBuilder {
     pub fn build(self) -> Result<LlamaCppBackend> {
         let backend = LlamaCppBackend {
             http: Http::trusting(&self.authorities)?,
-            slots: Slots::new(),
+            fleet: Fleet::default(),
             warm_up: self.warm_up.checked()?,
         };
         for (version, place) in self.versions {
@@ -295,17 +295,17 @@ impl LlamaCppBackend {
             of: place,
             turn: Arc::default(),
         };
-        self.slots.add(version, place)
+        self.fleet.add(version, place)
     }
 
     /// A client for the model that the version runs as, if it has a place.
     pub fn client(&self, version: &VersionId) -> Option<ChatClient> {
-        self.slots.place(version).map(|place| place.client)
+        self.fleet.place(version).map(|place| place.client)
     }
 
     /// Whether the version has been prepared, and neither retired nor put on standby since.
     pub fn is_ready(&self, version: &VersionId) -> bool {
-        self.slots.is_ready(version)
+        self.fleet.is_ready(version)
     }
 
     /// Has the router load the model, and waits until it has.
@@ -318,7 +318,7 @@ impl LlamaCppBackend {
     ) -> Result<()> {
         let mut told = false;
         loop {
-            self.slots.stands(Wish::Load, version, at)?;
+            self.fleet.stands(Wish::Load, version, at)?;
             match place.state(left()?).await? {
                 State::Loaded | State::Asleep => return Ok(()),
                 State::Loading => {}
@@ -331,7 +331,7 @@ impl LlamaCppBackend {
                 }
                 State::Unloaded | State::Failed(_) => {
                     let _turn = place.turn.lock().await;
-                    self.slots.stands(Wish::Load, version, at)?;
+                    self.fleet.stands(Wish::Load, version, at)?;
                     place.tell("/models/load", "already", left()?).await?;
                     told = true;
                 }
@@ -355,9 +355,9 @@ impl LlamaCppBackend {
                 State::Loaded | State::Asleep | State::Loading => {
                     let _turn = place.turn.lock().await;
                     let shared = self
-                        .slots
+                        .fleet
                         .is_shared(version, |other| place.is_same_model(other));
-                    if shared || self.slots.stands(wish, version, at).is_err() {
+                    if shared || self.fleet.stands(wish, version, at).is_err() {
                         return Ok(());
                     }
                     place.tell("/models/unload", "not running", left()?).await?;
@@ -604,7 +604,7 @@ fn is_path(path: &str, file: &str) -> bool {
 #[async_trait]
 impl ServingBackend for LlamaCppBackend {
     async fn prepare(&self, version: &VersionId, at: Position) -> Result<()> {
-        let place = self.slots.load(version, at)?;
+        let place = self.fleet.load(version, at)?;
         let left = self.warm_up.clock(version, &place.client);
         match place.of.mode {
             Mode::Routed => self.load(version, &place, at, &left).await?,
@@ -619,14 +619,14 @@ impl ServingBackend for LlamaCppBackend {
         self.warm_up
             .run(version, &place.client, &fields, left)
             .await?;
-        self.slots.loaded(version, at)
+        self.fleet.ready(version, at)
     }
 
     async fn standby(&self, version: &VersionId, at: Position) -> Result<()> {
         let routed = |place: &Place| place.of.mode == Mode::Routed;
-        match self.slots.place(version) {
+        match self.fleet.place(version) {
             Some(place) if routed(&place) => {
-                self.slots.begin(Wish::Standby, version, at)?;
+                self.fleet.begin(Wish::Standby, version, at)?;
                 self.unload(Wish::Standby, version, &place, at).await
             }
             // It goes on running, and can serve at once.
@@ -635,7 +635,7 @@ impl ServingBackend for LlamaCppBackend {
     }
 
     async fn healthy(&self, version: &VersionId) -> Result<Option<bool>> {
-        let Some(place) = self.slots.place(version).filter(|_| self.is_ready(version)) else {
+        let Some(place) = self.fleet.place(version).filter(|_| self.is_ready(version)) else {
             return Ok(Some(false));
         };
         Ok(Some(match place.of.mode {
@@ -648,7 +648,7 @@ impl ServingBackend for LlamaCppBackend {
     }
 
     async fn in_flight(&self, version: &VersionId) -> Result<Option<u64>> {
-        let Some(place) = self.slots.place(version) else {
+        let Some(place) = self.fleet.place(version) else {
             return Ok(Some(0));
         };
         match place.of.mode {
@@ -664,7 +664,7 @@ impl ServingBackend for LlamaCppBackend {
     }
 
     async fn retire(&self, version: &VersionId, at: Position) -> Result<()> {
-        match self.slots.begin(Wish::Retire, version, at)? {
+        match self.fleet.begin(Wish::Retire, version, at)? {
             Some(place) if place.of.mode == Mode::Routed => {
                 self.unload(Wish::Retire, version, &place, at).await
             }

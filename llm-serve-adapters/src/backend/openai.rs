@@ -1,7 +1,7 @@
 //! Versions on OpenAI-compatible servers that somebody else starts and stops.
 
 use super::chat::{ChatClient, Upstream};
-use super::slots::{Slots, Wish};
+use super::fleet::{Fleet, Wish};
 use super::warm_up::WarmUp;
 use crate::host::{Result, ServingBackend};
 use crate::http_client::{Authorities, Http};
@@ -35,7 +35,7 @@ type Counter = Arc<dyn Fn(&VersionId) -> Option<u64> + Send + Sync>;
 /// ```
 pub struct OpenAiBackend {
     http: Http,
-    slots: Slots<ChatClient>,
+    fleet: Fleet<ChatClient>,
     warm_up: WarmUp,
     counter: Option<Counter>,
 }
@@ -102,7 +102,7 @@ impl OpenAiBackendBuilder {
         } = self;
         let backend = OpenAiBackend {
             http: Http::trusting(&authorities)?,
-            slots: Slots::new(),
+            fleet: Fleet::default(),
             warm_up: warm_up.checked()?,
             counter,
         };
@@ -138,24 +138,24 @@ impl OpenAiBackend {
     /// `Permanent` for an upstream that cannot be used, or a version that has another one already.
     pub fn add(&self, version: VersionId, upstream: &Upstream) -> Result<()> {
         let client = ChatClient::with(self.http.clone(), upstream)?;
-        self.slots.add(version, client)
+        self.fleet.add(version, client)
     }
 
     /// Whether the version has been prepared, and not retired since.
     pub fn is_ready(&self, version: &VersionId) -> bool {
-        self.slots.is_ready(version)
+        self.fleet.is_ready(version)
     }
 
     /// A client for the model that the version runs as, if it has an upstream.
     pub fn client(&self, version: &VersionId) -> Option<ChatClient> {
-        self.slots.place(version)
+        self.fleet.place(version)
     }
 }
 
 impl fmt::Debug for OpenAiBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OpenAiBackend")
-            .field("versions", &self.slots)
+            .field("versions", &self.fleet)
             .field("warm_up", &self.warm_up)
             .finish_non_exhaustive()
     }
@@ -164,11 +164,11 @@ impl fmt::Debug for OpenAiBackend {
 #[async_trait]
 impl ServingBackend for OpenAiBackend {
     async fn prepare(&self, version: &VersionId, at: Position) -> Result<()> {
-        let client = self.slots.load(version, at)?;
+        let client = self.fleet.load(version, at)?;
         let left = self.warm_up.clock(version, &client);
         client.listed(left()?).await?;
         self.warm_up.run(version, &client, &[], left).await?;
-        self.slots.loaded(version, at)
+        self.fleet.ready(version, at)
     }
 
     async fn in_flight(&self, version: &VersionId) -> Result<Option<u64>> {
@@ -177,7 +177,7 @@ impl ServingBackend for OpenAiBackend {
 
     async fn retire(&self, version: &VersionId, at: Position) -> Result<()> {
         // What runs nowhere has been retired.
-        self.slots.begin(Wish::Retire, version, at).map(drop)
+        self.fleet.begin(Wish::Retire, version, at).map(drop)
     }
 }
 

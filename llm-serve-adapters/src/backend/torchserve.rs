@@ -1,7 +1,7 @@
 //! Versions on TorchServe: registered, scaled, and the one in production made the default.
 
 use super::control::{Control, name};
-use super::fleet::{Deadline, Fleet};
+use super::fleet::{Deadline, Fleet, Wish};
 use crate::host::{Error, ErrorKind, Result, ServingBackend};
 use crate::http_client::{Authorities, Http, Method, clip};
 use async_trait::async_trait;
@@ -261,7 +261,7 @@ impl TorchServeBackend {
     /// # Errors
     /// `Permanent` for an archive that cannot be used, or a version or place that is taken.
     pub fn add(&self, version: VersionId, archive: Archive) -> Result<()> {
-        self.0.fleet.add(version, archive.checked()?)
+        self.0.fleet.add_alone(version, archive.checked()?)
     }
 
     /// Whether the version has been prepared, and not retired since.
@@ -511,7 +511,7 @@ impl ServingBackend for TorchServeBackend {
         let done = async {
             {
                 let _turn = deadline.of(&what, this.turn.lock()).await?;
-                this.fleet.still(version, at)?;
+                this.fleet.stands(Wish::Load, version, at)?;
                 this.load(&place, &what, deadline).await?;
             }
             // A version that is unregistered meanwhile may never answer.
@@ -522,14 +522,14 @@ impl ServingBackend for TorchServeBackend {
         };
         let done = done.await;
         // Whatever went wrong: if a later order came, that is why.
-        this.fleet.still(version, at)?;
+        this.fleet.stands(Wish::Load, version, at)?;
         done?;
         this.fleet.ready(version, at)
     }
 
     async fn standby(&self, version: &VersionId, at: Position) -> Result<()> {
         let this = &*self.0;
-        let Some(place) = this.fleet.retire(version, at)? else {
+        let Some(place) = this.fleet.begin(Wish::Retire, version, at)? else {
             return Ok(());
         };
         let deadline = Deadline::after(this.deadline);
@@ -585,7 +585,7 @@ impl ServingBackend for TorchServeBackend {
 
     async fn retire(&self, version: &VersionId, at: Position) -> Result<()> {
         let this = &*self.0;
-        let Some(place) = this.fleet.retire(version, at)? else {
+        let Some(place) = this.fleet.begin(Wish::Retire, version, at)? else {
             return Ok(());
         };
         let deadline = Deadline::after(this.deadline);

@@ -336,7 +336,7 @@ async fn older_loads_and_retirements_are_refused() {
     assert!(backend.is_ready(&v));
     backend.retire(&version('9'), at(1, 1)).await.unwrap();
     let unknown = backend.prepare(&version('9'), at(1, 1)).await.unwrap_err();
-    assert!(unknown.to_string().contains("no upstream"), "{unknown}");
+    assert!(unknown.to_string().contains("no place to run"), "{unknown}");
 }
 
 #[tokio::test]
