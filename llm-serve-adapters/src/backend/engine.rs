@@ -1,4 +1,9 @@
 //! Versions on OpenAI-compatible engines that can be told what to load: what vLLM and SGLang have in common.
+#![allow(
+    dead_code,
+    unused_variables,
+    reason = "each engine needs its part of it"
+)]
 
 use super::chat::{ChatClient, Upstream};
 use super::control::{Control, Said};
@@ -153,7 +158,6 @@ pub(super) struct Place {
     pub(super) model: String,
 }
 
-#[allow(dead_code, reason = "each engine needs its part of it")]
 impl Place {
     fn is_lora(&self) -> bool {
         matches!(self.version.kind, Kind::Lora { .. })
@@ -594,7 +598,6 @@ impl ServingBackend for EngineBackend {
     }
 }
 
-#[allow(unused_variables, reason = "each engine needs its part of it")]
 impl Dialect {
     /// Where adapters are loaded and unloaded, and what to do if the server does not know these paths; an engine that cannot be told
     /// to load any has none.

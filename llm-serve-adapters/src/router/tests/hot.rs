@@ -227,13 +227,13 @@ fn untrusted_keys_are_assigned_by_the_secret() {
             .unwrap();
         let order = forward(1, 1, 1, 50.0, router.state().clock);
         block(router.set(&order)).unwrap();
-        router
+        Box::new(router)
     };
     let routers = [
         with_secret(1),
         with_secret(1),
         with_secret(2),
-        with(5_000, 0, 7),
+        Box::new(with(5_000, 0, 7)),
     ];
     let (mut same, mut like_trusted) = (0, 0);
     for i in 0..2_000_u32 {
