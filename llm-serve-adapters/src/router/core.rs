@@ -28,6 +28,16 @@ pub enum Refused {
         /// The newest that was carried out.
         newest: Position,
     },
+    /// The router has forgotten what it was told, and the split that it was given since is newer.
+    #[error(
+        "the split of epoch {found} is older than that of epoch {newest}, with which this router began"
+    )]
+    Outdated {
+        /// What came.
+        found: Epoch,
+        /// What it began with.
+        newest: Epoch,
+    },
     /// It has been told to go back from this rollout.
     #[error("it has been told to go back from rollout {0}")]
     Marked(RolloutId),
@@ -104,6 +114,7 @@ pub(crate) struct Record {
 /// The rules of a router, without any runtime: feed it orders and times, read back what it serves.
 ///
 /// 1. Orders are ordered by fence, then log position. An older one is refused; an equal one is acknowledged and changes nothing.
+///    A router that has forgotten its position refuses what has an older epoch than the split that it began with.
 /// 2. [`Direction::Back`] marks its rollout whatever its number, as long as that rollout has not been promoted or ended by
 ///    a newer order, or another one begun. From an older fence, or with an older number, it only lowers: the router's own baseline serves.
 /// 3. A mark refuses `Forward` and `Promote` of its rollout, a latch those of every rollout; [`Direction::End`] at a newer
@@ -232,6 +243,12 @@ impl RouterCore {
         }
         if order.at == self.at {
             return Ok(());
+        }
+        if self.knows_better(order) {
+            return Err(Refused::Outdated {
+                found: order.split.epoch,
+                newest: self.split.epoch,
+            });
         }
         let deadline = match order.direction {
             Direction::Forward | Direction::Promote => self.check_raise(order, rollout, now)?,
@@ -397,7 +414,7 @@ impl RouterCore {
 
     fn back(&mut self, order: &Order, rollout: &RolloutId) -> Result<(), Refused> {
         let fenced = self.check_fence(order.at.fence);
-        if fenced.is_ok() && order.at > self.at {
+        if fenced.is_ok() && order.at > self.at && !self.knows_better(order) {
             self.mark = Some(rollout.clone());
             self.carry_out(order, None);
             return Ok(());
@@ -415,6 +432,12 @@ impl RouterCore {
             found: order.at,
             newest: self.at,
         })
+    }
+
+    /// Whether nothing tells how old an order is but its epoch, and that is older than what the store said when this router
+    /// began: it was sent before.
+    fn knows_better(&self, order: &Order) -> bool {
+        self.at == Position::default() && order.split.epoch < self.split.epoch
     }
 
     fn carry_out(&mut self, order: &Order, deadline: Option<Timestamp>) {

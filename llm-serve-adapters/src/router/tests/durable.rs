@@ -269,3 +269,25 @@ async fn a_volatile_router_starts_with_what_it_is_given_less_any_share() {
     assert_eq!(served(&router), version(1));
     assert!(router.state().lapsed);
 }
+
+#[tokio::test]
+async fn a_router_that_has_forgotten_is_led_back_by_no_order_of_before() {
+    // Rollout "b" has been promoted since: the store says so.
+    let split = Split::steady(Some(rollout("b")), version(3), Epoch::new(5));
+    let router = InProcessRouter::builder(RouterId::new("r1").unwrap(), split)
+        .open()
+        .unwrap();
+    let clock = router.state().clock;
+    for direction in [Direction::End, Direction::Promote, Direction::Back] {
+        let late = steady(direction, 2, 10, 4, 1, clock);
+        assert!(router.set(&late).await.is_err(), "{direction:?}");
+        assert_eq!(served(&router), version(3));
+    }
+    assert!(router.set(&forward(2, 10, 4, 100.0, clock)).await.is_err());
+    let newer = steady(Direction::End, 2, 25, 5, 3, clock);
+    assert!(router.set(&newer).await.is_ok());
+    // From here on its place tells how old an order is.
+    let restored = steady(Direction::Back, 3, 4, 1, 1, clock);
+    assert!(router.set(&restored).await.is_ok());
+    assert_eq!(served(&router), version(1));
+}
