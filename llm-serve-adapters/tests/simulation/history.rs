@@ -170,6 +170,16 @@ pub(crate) enum What {
         sent: Millis,
         seq: u64,
     },
+    /// A process does not know whether what it has sent to the store is in the log. `binding`: after that there may be no way back
+    /// beside the log.
+    Unsure {
+        process: u32,
+        binding: bool,
+    },
+    /// A process has read the log.
+    Read {
+        process: u32,
+    },
     /// A rollout begins to exist.
     Submitted {
         seq: u64,

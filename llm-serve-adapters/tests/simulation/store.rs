@@ -24,6 +24,23 @@ impl Store {
     fn link(&self) -> Link {
         Link::Store(self.process.slot)
     }
+
+    fn unsure(&self, entry: &[u8]) {
+        let process = self.process.number;
+        let binding = is_binding(entry);
+        self.world.record(What::Unsure { process, binding });
+    }
+}
+
+/// Whether an entry promotes, ends, or takes a version out.
+fn is_binding(entry: &[u8]) -> bool {
+    let json: serde_json::Value = serde_json::from_slice(entry).unwrap();
+    let intents = json["event"]["stepped"]["step"]["intents"].as_array();
+    intents.into_iter().flatten().any(|intent| {
+        let effect = &intent["effect"];
+        let direction = effect["route"]["direction"].as_str();
+        effect.get("retire").is_some() || matches!(direction, Some("promote" | "end"))
+    })
 }
 
 /// The store never makes anybody wait.
@@ -59,6 +76,7 @@ impl StateStore for Store {
         let (inner, endpoint, process) =
             (self.inner.clone(), endpoint.clone(), self.process.number);
         let (entry, split, sent) = (entry.to_vec(), split.cloned(), self.world.now());
+        let kept = entry.clone();
         let deliver = move |world: &World| {
             let answer = at_once(inner.append(&endpoint, fence, at, &entry, split.as_ref()));
             if let Err(error) = &answer {
@@ -89,12 +107,14 @@ impl StateStore for Store {
             .as_ref()
             .is_err_and(|e| e.kind() == ErrorKind::Transient)
         {
+            self.unsure(&kept);
             self.world.doubt(self.process.slot);
         }
         if answer.is_ok() && self.world.strikes(Fault::AppendInDoubt) {
             if self.world.strikes(Fault::DoubtLasts) {
                 self.world.cut(&[self.link()], 20_000);
             }
+            self.unsure(&kept);
             self.world.doubt(self.process.slot);
             return Err(Error::transient("the store's reply was lost"));
         }
@@ -113,9 +133,15 @@ impl StateStore for Store {
             }
             Ok(page)
         };
-        self.world
+        let page = self
+            .world
             .call(&self.process, self.link(), None, deliver)
-            .await
+            .await;
+        if page.is_ok() {
+            let process = self.process.number;
+            self.world.record(What::Read { process });
+        }
+        page
     }
 
     async fn split(&self, endpoint: &EndpointId) -> Result<Option<Split>> {

@@ -1,6 +1,7 @@
 //! Who has heard that a router was told to go back from a rollout, or that an operator has forced the baseline on it, leads no
 //! router forward after that: one word is enough, wherever it was said. Where it was heard while an append was in doubt, one round may
-//! still go out before it is thought about; no second one does. A latch that was heard of before a rollout began says nothing about it:
+//! still go out before it is thought about; no second one does. Nor does it prolong what a router serves, once it has heard of a mark:
+//! being in doubt is no reason, but for who may have logged what binds everybody. A latch that was heard of before a rollout began says nothing about it:
 //! it belongs to the one before, until its router says it again.
 
 use super::violated;
@@ -16,6 +17,10 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
     let mut asked: BTreeMap<(u32, usize), usize> = BTreeMap::new();
     let mut released: BTreeSet<usize> = BTreeSet::new();
     let mut began: BTreeSet<Number> = BTreeSet::new();
+    // Processes that may have logged what binds.
+    let mut bound: BTreeSet<u32> = BTreeSet::new();
+    // Whose split it is, by the number of the entry.
+    let mut routed: BTreeMap<u64, Number> = BTreeMap::new();
     // The first raise of a router by a process that knew better.
     let mut raised: BTreeMap<(u32, usize, Number), usize> = BTreeMap::new();
     for (when, event) in history.events.iter().enumerate() {
@@ -45,9 +50,22 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                 Asked::Observe => {
                     asked.insert((*process, sent.router), when);
                 }
-                Asked::Set(Direction::Forward | Direction::Promote) => {
-                    let marked = marks.get(&(*process, sent.rollout)).copied();
-                    let latched = latches.get(process).into_iter().flatten();
+                Asked::Set(Direction::Forward | Direction::Promote) | Asked::Renew => {
+                    let renews = sent.asked == Asked::Renew;
+                    if renews && bound.contains(process) {
+                        continue;
+                    }
+                    let rollout = if renews {
+                        routed.get(&sent.seq).copied().unwrap_or(0)
+                    } else {
+                        sent.rollout
+                    };
+                    let marked = marks.get(&(*process, rollout)).copied();
+                    let latched = latches
+                        .get(process)
+                        .filter(|_| !renews)
+                        .into_iter()
+                        .flatten();
                     let bad = latched.map(|(router, when)| (*router, *when)).chain(marked);
                     // All are asked at once: it is told in a later round if that one has been asked again.
                     let since = |router| asked.get(&(*process, router)).copied().unwrap_or(0);
@@ -56,7 +74,7 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                         continue;
                     }
                     let first = *raised
-                        .entry((*process, sent.router, sent.rollout))
+                        .entry((*process, sent.router, rollout))
                         .or_insert(when);
                     if since(sent.router) > first {
                         let text = format!(
@@ -82,7 +100,20 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                     released.remove(router);
                 }
             }
-            What::Decided(step) if began.insert(step.rollout) => latches.clear(),
+            What::Unsure {
+                process,
+                binding: true,
+            } => {
+                bound.insert(*process);
+            }
+            What::Decided(step) => {
+                if began.insert(step.rollout) {
+                    latches.clear();
+                }
+                if step.route.is_some() {
+                    routed.insert(step.seq, step.rollout);
+                }
+            }
             _ => {}
         }
     }

@@ -13,6 +13,7 @@ mod latch;
 mod lease;
 mod log;
 mod next;
+mod noticed;
 mod once;
 mod promotion;
 mod retirement;
@@ -25,7 +26,7 @@ use crate::history::{History, Millis, Violation};
 
 type Check = fn(&History) -> Result<(), Violation>;
 
-const ALL: [Check; 19] = [
+const ALL: [Check; 20] = [
     terminal::check,
     log::check,
     fenced::check,
@@ -39,6 +40,7 @@ const ALL: [Check; 19] = [
     once::check,
     acknowledged::check,
     next::check,
+    noticed::check,
     justice::check,
     gap::check,
     harm::check,
