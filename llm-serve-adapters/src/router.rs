@@ -15,10 +15,18 @@ mod hash;
 #[cfg(all(test, loom_check))]
 mod interleavings;
 mod key;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod policy;
 mod published;
 #[cfg(any(feature = "envoy", all(unix, feature = "haproxy")))]
 mod remote;
+#[cfg(any(
+    feature = "envoy",
+    feature = "kubernetes",
+    all(unix, feature = "haproxy")
+))]
+mod served;
 #[cfg(test)]
 pub(crate) mod tests;
 mod versions;
@@ -31,6 +39,8 @@ pub use self::envoy::{EnvoyRouter, EnvoyRouterBuilder, EnvoyRuntime};
 #[cfg(all(unix, feature = "haproxy"))]
 pub use self::haproxy::{HaproxyRouter, HaproxyRouterBuilder};
 pub use self::key::{Key, Pin};
+#[cfg(feature = "kubernetes")]
+pub use self::kubernetes::{KubernetesRouter, KubernetesRouterBuilder};
 pub use self::policy::{Policies, TenantPolicy};
 pub(crate) use self::versions::Grow;
 pub use self::versions::{TooManyVersions, Version, VersionSlot};

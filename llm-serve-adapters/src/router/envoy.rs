@@ -9,7 +9,8 @@ pub use self::runtime::EnvoyRuntime;
 use self::admin::Admin;
 use self::runtime::Layer;
 use self::wire::Value;
-use super::remote::{Proxy, Raised, Remote, Served};
+use super::remote::{Proxy, Raised, Remote};
+use super::served::Served;
 use crate::host::{Error, Result, RouterCapabilities, RouterMemory, Support, TrafficRouter};
 use async_trait::async_trait;
 use llm_rollout::{Fence, Order, Position, RouterClock, RouterId, RouterState, Share, Split};
@@ -399,9 +400,7 @@ impl Proxy for Envoy {
                     self.id
                 )));
             };
-            if weight > 0 {
-                weights.push((version, weight));
-            }
+            weights.push((version, weight));
             // What cannot be read is not what it was told.
             let mirror = runtime
                 .get(&self.mirror(cluster))
@@ -410,47 +409,18 @@ impl Proxy for Envoy {
                 mirrored = Some((version, mirror));
             }
         }
-        let total: u64 = weights.iter().map(|(_, weight)| weight).sum();
-        // The baseline as told, if it serves at all; the one with the most weight otherwise.
-        let of_baseline = weights
-            .iter()
-            .position(|(version, _)| **version == told.baseline);
-        let most = (0..weights.len()).max_by_key(|&i| weights[i].1);
-        let Some(baseline) = of_baseline.or(most) else {
+        let Some(mut served) = Served::by_weight(weights, told) else {
             return Err(Error::permanent(
                 "Envoy serves nobody: all its weights are 0; take out what was changed by hand",
             ));
         };
-        // A candidate that gets everything leaves no weight to the baseline.
-        let as_told = told.candidate.as_ref().is_some_and(|candidate| {
-            of_baseline.is_none() && weights.iter().all(|(version, _)| *version == candidate)
-        });
-        let (baseline, of_baseline) = if as_told && told.share != Share::NONE {
-            (&told.baseline, 0)
-        } else {
-            weights.swap_remove(baseline)
-        };
-        let (candidate, share) = if total == of_baseline {
-            (mirrored.map(|(version, _)| version), 0)
-        } else {
-            let most = weights.iter().max_by_key(|(_, weight)| *weight);
-            (
-                most.map(|(version, _)| *version),
-                (total - of_baseline) * u64::from(ALL) / total,
-            )
-        };
-        let share_of = |points: u64| {
-            let points = u16::try_from(points).ok();
-            points
-                .and_then(|points| Share::new(points).ok())
-                .unwrap_or(Share::ALL)
-        };
-        Ok(Served {
-            baseline: baseline.clone(),
-            candidate: candidate.cloned(),
-            share: share_of(share),
-            mirror: share_of(mirrored.map_or(0, |(_, points)| points)),
-        })
+        if let Some((version, mirror)) = mirrored {
+            let mirror = u16::try_from(mirror).ok();
+            let mirror = mirror.and_then(|points| Share::new(points).ok());
+            served.mirror = mirror.unwrap_or(Share::ALL);
+            served.candidate.get_or_insert_with(|| version.clone());
+        }
+        Ok(served)
     }
 
     async fn apply(&self, baseline: &VersionId, raise: Option<Raised<'_>>) -> Result<()> {

@@ -1,6 +1,7 @@
 //! HAProxy as a router, through its runtime socket.
 
-use super::remote::{Proxy, Raised, Remote, Served};
+use super::remote::{Proxy, Raised, Remote};
+use super::served::Served;
 use crate::host::{Error, Result, RouterCapabilities, RouterMemory, Support, TrafficRouter};
 use async_trait::async_trait;
 use llm_rollout::{Fence, Order, Position, RouterClock, RouterId, RouterState, Share, Split};

@@ -1,6 +1,7 @@
 //! A router beside the process: a proxy that knows nothing of fences, positions, marks and latches, which are kept here.
 
 use super::core::{Record, RouterCore};
+use super::served::{Served, due, told};
 use super::{read_record, refused, save_record};
 use crate::SystemClock;
 use crate::host::{Clock as _, Result, RouterMemory};
@@ -39,22 +40,6 @@ pub(super) struct Raised<'a> {
     #[cfg_attr(not(feature = "envoy"), expect(dead_code, reason = "HAProxy has none"))]
     pub(super) mirror: Share,
     pub(super) until: Instant,
-}
-
-/// What a proxy says that it serves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Served {
-    pub(super) baseline: VersionId,
-    /// Who gets the share and the mirror, while there is any.
-    pub(super) candidate: Option<VersionId>,
-    pub(super) share: Share,
-    pub(super) mirror: Share,
-}
-
-impl Served {
-    fn exposes(&self) -> bool {
-        self.share != Share::NONE || self.mirror != Share::NONE
-    }
 }
 
 /// The rules of a router around a proxy, one exchange at a time.
@@ -166,13 +151,13 @@ impl<P: Proxy> Remote<P> {
     pub(super) async fn renew(&self, at: Position, clock: RouterClock) -> Result<RouterState> {
         let mut control = self.control.lock().await;
         self.look(&mut control).await?;
-        let told = control.core.split();
-        let served = self.proxy.served(told).await?;
+        let split = control.core.split();
+        let served = self.proxy.served(split).await?;
         // What somebody has changed is told, not prolonged.
         let changed = (&served.baseline, served.share, served.mirror)
-            != (&told.baseline, told.share, told.mirror);
+            != (&split.baseline, split.share, split.mirror);
         if control.core.raised(self.clock.now()) && changed {
-            return Ok(self.told(&mut control.core, served));
+            return Ok(told(&mut control.core, served, self.clock.now()));
         }
         control
             .core
@@ -205,9 +190,8 @@ impl<P: Proxy> Remote<P> {
     /// Brings about what the core says.
     async fn apply(&self, core: &RouterCore) -> Result<()> {
         let (split, now) = (core.split(), self.clock.now());
-        let serves = core.raised(now) && !core.lapsed() && !core.latched() && split.exposes();
-        let raise = match (&split.candidate, core.deadline()) {
-            (Some(candidate), Some(due)) if serves => Some(Raised {
+        let raise = match (&split.candidate, due(core, now)) {
+            (Some(candidate), Some(due)) => Some(Raised {
                 candidate,
                 share: split.share,
                 mirror: split.mirror,
@@ -220,21 +204,7 @@ impl<P: Proxy> Remote<P> {
 
     async fn state(&self, core: &mut RouterCore) -> Result<RouterState> {
         let served = self.proxy.served(core.split()).await?;
-        Ok(self.told(core, served))
-    }
-
-    /// What the core says, corrected by what the proxy says.
-    fn told(&self, core: &mut RouterCore, served: Served) -> RouterState {
-        let mut state = core.state(self.clock.now());
-        // A lapsed share is told as it was ordered; whatever the proxy has beyond that is somebody else's.
-        if served.exposes() || !state.lapsed {
-            (state.split.share, state.split.mirror) = (served.share, served.mirror);
-        }
-        if served.exposes() {
-            state.split.candidate = served.candidate;
-        }
-        state.split.baseline = served.baseline;
-        state
+        Ok(told(core, served, self.clock.now()))
     }
 
     /// Makes it durable unless it is.

@@ -1,6 +1,7 @@
 //! Real programs: started, looked at, stopped, killed.
 
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +15,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
+    /// Whether what it has started is killed with it.
+    family: bool,
 }
 
 impl Process {
@@ -29,20 +32,40 @@ impl Process {
         args: &[&str],
         variables: &[(&str, &str)],
     ) -> Self {
+        Self::run(folder, program, args, |command| {
+            command.envs(variables.iter().copied())
+        })
+    }
+
+    /// The same of a program that starts others, which would outlive it if it is killed: they are killed with it.
+    pub(crate) fn start_family(folder: &Path, program: &str, args: &[&str]) -> Self {
+        let mut me = Self::run(folder, program, args, |command| command.process_group(0));
+        me.family = true;
+        me
+    }
+
+    fn run(
+        folder: &Path,
+        program: &str,
+        args: &[&str],
+        how: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Self {
         let name = Path::new(program).file_name().unwrap().to_string_lossy();
         let log = std::fs::File::create(folder.join(format!("{name}.log"))).unwrap();
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(args)
-            .envs(variables.iter().copied())
             .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap_or_else(|e| {
-                panic!("{program} cannot be started ({e}): e2e/run installs what is missing")
-            });
-        Self { child }
+            .stderr(log);
+        let child = how(&mut command).spawn().unwrap_or_else(|e| {
+            panic!("{program} cannot be started ({e}): e2e/run installs what is missing")
+        });
+        Self {
+            child,
+            family: false,
+        }
     }
 
     /// Sends it a signal: `STOP`, `CONT`, `TERM`, `INT`.
@@ -70,6 +93,12 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if self.family {
+            let group = format!("-{}", self.child.id());
+            let _gone_already = Command::new("kill")
+                .args(["-s", "KILL", "--", &group])
+                .status();
+        }
         let _gone_already = self.child.kill();
         let _gone_already = self.child.wait();
     }

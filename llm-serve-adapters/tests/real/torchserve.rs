@@ -114,7 +114,7 @@ impl TorchServe {
             "--enable-model-api".to_owned(),
         ];
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let process = Process::start(folder.path(), "env", &args);
+        let process = Process::start_family(folder.path(), "env", &args);
         ready(inference, "/ping").await;
         Self {
             inference,

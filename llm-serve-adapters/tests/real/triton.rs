@@ -88,7 +88,7 @@ impl Triton {
         ];
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         // The program becomes Triton once its environment is set.
-        let process = Process::start(folder.path(), "env", &args);
+        let process = Process::start_family(folder.path(), "env", &args);
         ready(port, "/v2/health/live").await;
         Self {
             port,

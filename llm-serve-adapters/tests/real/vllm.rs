@@ -71,7 +71,7 @@ async fn started(folder: &Path, more: &[&str]) -> (Process, u16) {
         args.push("--enable-sleep-mode");
     }
     args.extend(more);
-    let process = Process::start(folder, "env", &args);
+    let process = Process::start_family(folder, "env", &args);
     let begun = Instant::now();
     while http(port, "GET", "/v1/models", "")
         .await
