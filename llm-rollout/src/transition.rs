@@ -440,7 +440,8 @@ fn found<'a>(
         | Phase::Blocked
         | Phase::Concluded
             if !rollout.is_settled()
-                && displaced(rollout, fence, routers).is_some_and(|at| at < seq) =>
+                && displaced(rollout, fence, routers)
+                    .is_some_and(|at| at.get() < seq.get().saturating_add(REACH)) =>
         {
             let mut draft = draft();
             draft.route_again();
@@ -503,6 +504,9 @@ fn drifted(rollout: &Rollout, routers: &Observed) -> Option<String> {
         })
         .map(|(id, _)| id.to_string())
 }
+
+/// How far ahead of the log a router may have been put and is put right: the log grows up to there, an entry each time.
+const REACH: u64 = 16;
 
 /// A router that serves something else in the place of what it is told, or in a later one: it takes that for newer, and only what
 /// is newer still puts it right. The latest such place.
