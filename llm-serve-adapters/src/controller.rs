@@ -147,6 +147,8 @@ struct Doubt {
     input: Option<Input>,
     /// A decision to go back of which the routers are told without the log: no share is renewed meanwhile.
     left: Option<Box<Step>>,
+    /// What routers said when one of them had a latch or a mark: nobody may say it again once it is known what is in the log.
+    heard: Option<Observed>,
     retry_at: Timestamp,
 }
 
@@ -432,12 +434,15 @@ impl Controller {
     fn in_doubt(&mut self, binding: bool, input: Option<Input>) {
         let now = self.now();
         self.store_down_since.get_or_insert(now);
-        let before = self.doubt.take();
-        let bound = before.as_ref().is_some_and(|d| d.binding);
+        let (bound, left, heard) = match self.doubt.take() {
+            Some(before) => (before.binding, before.left, before.heard),
+            None => (false, None, None),
+        };
         self.doubt = Some(Doubt {
             binding: binding || bound,
             input,
-            left: before.and_then(|d| d.left),
+            left,
+            heard,
             retry_at: now.after(STORE_RETRY),
         });
     }
@@ -460,14 +465,24 @@ impl Controller {
         let missing = self.ledger.next == before;
         self.suspected =
             missing && (self.suspected || self.doubt.as_ref().is_some_and(|d| d.binding));
-        let again = self.doubt.take().and_then(|doubt| match doubt.left {
+        let (again, heard) = match self.doubt.take() {
             // What is there may be an earlier entry that came late; routers that went back are not led on.
-            Some(step) => Some(step.input),
-            None => doubt.input.filter(|_| missing),
-        });
+            Some(doubt) => {
+                let missing = doubt.input.filter(|_| missing);
+                (doubt.left.map(|step| step.input).or(missing), doubt.heard)
+            }
+            None => (None, None),
+        };
         self.publish();
         if let Some(input) = again
             && let Ok(Some(step)) = self.decide(input)
+        {
+            self.take(step, None).await?;
+        }
+        let fence = self.fence;
+        if let (None, Some(routers)) = (&self.doubt, heard)
+            && let Ok(Some(step)) = self.decide(Input::Found { fence, routers })
+            && is_back(&step)
         {
             self.take(step, None).await?;
         }

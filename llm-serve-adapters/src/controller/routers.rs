@@ -78,6 +78,13 @@ impl Controller {
                 self.emergency(&step).await?;
             } else {
                 let (fence, routers) = (self.fence, self.routers_round().await?);
+                if let Some(doubt) = &mut self.doubt
+                    && routers
+                        .reachable()
+                        .any(|(_, r)| r.latch.is_some() || r.mark.is_some())
+                {
+                    doubt.heard = Some(routers.clone());
+                }
                 if self.may_go_back_unlogged()
                     && let Ok(Some(step)) = self.decide(Input::Found { fence, routers })
                     && is_back(&step)

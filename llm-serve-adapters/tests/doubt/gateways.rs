@@ -1,6 +1,6 @@
 //! What it does with routers that it cannot reach, read, or tell.
 
-use crate::common::{Cuttable, Fixed, Host, alike, id, plan, version};
+use crate::common::{Cuttable, Fixed, Host, Reads, alike, id, plan, version};
 use async_trait::async_trait;
 use llm_rollout::{
     Cause, Epoch, Fence, Order, Phase, Position, RouterClock, RouterId, RouterState, Share, Split,
@@ -321,6 +321,36 @@ async fn a_router_that_says_to_go_back_is_believed_though_it_takes_no_orders() {
             "{cause:?}"
         );
         assert_eq!(host.candidate_share(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_router_said_while_the_first_share_was_in_doubt_is_not_forgotten() {
+    for (says, phase) in [
+        (true, Phase::RolledBack),
+        (false, Phase::Soaking { stage: 0 }),
+    ] {
+        let (store, gateway) = (Cuttable::default(), Gateway::open());
+        let second = gateway.clone();
+        let mut host = Host::with(&store, |b| b.router(second)).await;
+        store.lose_reply_about("shifting");
+        let submitted = host.endpoint.submit(id("r1"), version(2), plan());
+        let run = submitted.await.unwrap();
+        store.reads(Reads::Down);
+        host.live(10, 40, &alike).await;
+        assert!(store.has_lost() && run.rollout().unwrap().phase() == Phase::Warming);
+        let forced: Change = |state| state.latch = Some(version(1));
+        *gateway.says.lock().unwrap() = says.then_some(forced);
+        host.live(10, 40, &alike).await;
+        // Nobody says it again, for a while.
+        gateway.is(Line::Cut);
+        *gateway.says.lock().unwrap() = None;
+        store.reads(Reads::Whole);
+        host.live(4, 40, &alike).await;
+        assert_eq!(host.candidate_share() == 0, says);
+        gateway.is(Line::Good);
+        host.live(60, 40, &alike).await;
+        assert_eq!(run.rollout().unwrap().phase(), phase);
     }
 }
 
