@@ -61,10 +61,12 @@ pub(crate) enum Fault {
     Forced,
     /// Somebody gives a router another split by hand.
     Tampered,
+    /// The way back reaches a router only when somebody is about to lead it on.
+    Crossing,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 32] = [
+    pub(crate) const ALL: [Self; 33] = [
         Self::Crash,
         Self::Duplicate,
         Self::Delay,
@@ -97,6 +99,7 @@ impl Fault {
         Self::SourceStale,
         Self::Forced,
         Self::Tampered,
+        Self::Crossing,
     ];
 
     pub(crate) const fn index(self) -> usize {
@@ -122,7 +125,7 @@ impl Fault {
             Self::NotifierFails => 0.6,
             Self::LateOrder | Self::SourceStale => 0.3,
             Self::Paused => 0.06,
-            Self::DoubtLasts | Self::Nervous | Self::RouterClock => 0.7,
+            Self::DoubtLasts | Self::Nervous | Self::RouterClock | Self::Crossing => 0.7,
             Self::Forced | Self::Tampered => 0.02,
         }
     }
@@ -152,6 +155,7 @@ const THEMES: [&[(Fault, f64)]; 6] = [
         (Fault::RouterRestart, 0.05),
         (Fault::PartitionRouter, 0.08),
         (Fault::LateOrder, 0.1),
+        (Fault::Crossing, 0.7),
     ],
     // Successors in doubt: the log has moved on, and messages of those before are still on their way.
     &[
@@ -162,6 +166,7 @@ const THEMES: [&[(Fault, f64)]; 6] = [
         (Fault::SecondController, 0.3),
         (Fault::StoreOutage, 0.08),
         (Fault::Delay, 0.3),
+        (Fault::Crossing, 1.0),
     ],
     // Routers cannot be heard for long, or start again with another idea of time.
     &[

@@ -3,10 +3,11 @@
 use crate::faults::{Fault, Weather};
 use crate::history::{Asked, Event, Millis, Sent, Version, What};
 use crate::rng::Rng;
-use llm_rollout::{RolloutId, Timestamp};
+use llm_rollout::{Direction, RolloutId, Timestamp};
 use llm_serve_adapters::host::{Clock, Error, ErrorKind, Result};
 use llm_version_core::VersionId;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -50,8 +51,19 @@ pub(crate) struct Inner {
     pub(crate) number: u64,
     /// Slots whose process does not know whether an append was taken.
     pub(crate) doubts: Vec<usize>,
+    /// What each router will hear when somebody is about to lead it on.
+    crossing: BTreeMap<usize, Vec<Crossing>>,
     /// Whether a trace is kept for people.
     pub(crate) trace: Option<Vec<String>>,
+}
+
+/// A message that is still on its way.
+struct Crossing(Box<dyn FnOnce(&World) + Send>);
+
+impl fmt::Debug for Crossing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Crossing")
+    }
 }
 
 /// What the network does to one call.
@@ -79,6 +91,7 @@ impl World {
                 log: Vec::new(),
                 number: 0,
                 doubts: Vec::new(),
+                crossing: BTreeMap::new(),
                 trace: trace.then(Vec::new),
             }),
         })
@@ -200,6 +213,19 @@ impl World {
         fate
     }
 
+    /// A router is about to be told this: what is to come before a raise does.
+    fn cross(&self, order: &Sent) {
+        let raises = [Direction::Forward, Direction::Promote].map(Asked::Set);
+        if !raises.contains(&order.asked) {
+            return;
+        }
+        let late = self.lock().crossing.remove(&order.router);
+        for Crossing(deliver) in late.into_iter().flatten() {
+            self.tell(|| format!("(meanwhile, at router {})", order.router));
+            deliver(self);
+        }
+    }
+
     /// A process calls something outside of it: what is called may happen, later, twice or not at all, and the process may
     /// not hear of it, or die before or after.
     pub(crate) async fn call<T, F>(
@@ -231,6 +257,26 @@ impl World {
         if fate.lost {
             sleep(PATIENCE).await;
             return Err(Error::transient("the request was lost"));
+        }
+        let deliver = Arc::new(move |world: &Self| {
+            if let Some(order) = order {
+                world.cross(&order);
+            }
+            deliver(world)
+        });
+        let back = order.filter(|o| o.asked == Asked::Set(Direction::Back));
+        if let Some(order) = back
+            && self.strikes(Fault::Crossing)
+        {
+            let deliver = Arc::clone(&deliver);
+            let late = Crossing(Box::new(move |world| drop(deliver(world))));
+            self.lock()
+                .crossing
+                .entry(order.router)
+                .or_default()
+                .push(late);
+            sleep(PATIENCE).await;
+            return Err(Error::transient("no answer came in time"));
         }
         let answer = if fate.there == 0 && fate.again.is_none() {
             deliver(self)

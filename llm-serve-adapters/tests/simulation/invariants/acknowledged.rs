@@ -1,30 +1,36 @@
 //! What an operator was told holds: a rollout whose abort was acknowledged is not promoted any more. It may be where the
 //! baseline cannot serve: such an abort is logged, and waits for the baseline or for another word. What was on its way to the log
-//! before the answer may still arrive; it leads nowhere.
+//! before the answer may still arrive; it leads nowhere. Where processes have no routers but their own, one that takes over while the
+//! store cannot be reached asks no router that has heard of the abort.
 
 use super::violated;
-use crate::history::{Decided, History, Number, Violation, What, Why};
+use crate::history::{Decided, History, Millis, Number, Violation, What, Why};
 use llm_rollout::Phase;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) fn check(history: &History) -> Result<(), Violation> {
-    let mut aborted: BTreeMap<Number, u64> = BTreeMap::new();
+    let mut aborted: BTreeMap<Number, (Millis, u64)> = BTreeMap::new();
+    let (mut shared, mut newest) = (false, 0);
     let mut stranded: BTreeSet<Number> = BTreeSet::new();
     for event in &history.events {
         match &event.what {
+            What::Booted { .. } => shared = true,
+            What::Acquired { fence, .. } => newest = newest.max(*fence),
             What::Answered {
                 rollout,
                 verb,
                 accepted: true,
             } if verb.starts_with("abort") && !stranded.contains(rollout) => {
-                aborted.entry(*rollout).or_insert(event.at);
+                aborted.entry(*rollout).or_insert((event.at, newest));
             }
             What::Decided(step) if is_stranded(step) => {
                 stranded.insert(step.rollout);
             }
             What::Decided(step)
                 if goes_on(step.after)
-                    && aborted.get(&step.rollout).is_some_and(|at| step.sent > *at) =>
+                    && aborted.get(&step.rollout).is_some_and(|(at, fence)| {
+                        step.sent > *at && (shared || step.fence == *fence)
+                    }) =>
             {
                 let text = format!("an abort was acknowledged, and now it is {}", step.after);
                 return violated("acknowledged", event.at, text);

@@ -1,8 +1,8 @@
 //! Who has heard that a router was told to go back from a rollout, or that an operator has forced the baseline on it, leads no
 //! router forward after that: one word is enough, wherever it was said. Where it was heard while an append was in doubt, one round may
-//! still go out before it is thought about; no second one does. Nor does it prolong what a router serves, once it has heard of a mark:
-//! being in doubt is no reason, but for who may have logged what binds everybody. A latch that was heard of before a rollout began says nothing about it:
-//! it belongs to the one before, until its router says it again.
+//! still go out before it is thought about; no second one does. Nor does it prolong what a router serves: being in doubt is no reason,
+//! but for who may have logged what binds everybody. A latch that was heard of before a rollout began, or before the split in force
+//! was decided, says nothing about it: it belongs to the one before, until its router says it again.
 
 use super::violated;
 use crate::history::{Asked, History, Number, Violation, What};
@@ -19,8 +19,8 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
     let mut began: BTreeSet<Number> = BTreeSet::new();
     // Processes that may have logged what binds.
     let mut bound: BTreeSet<u32> = BTreeSet::new();
-    // Whose split it is, by the number of the entry.
-    let mut routed: BTreeMap<u64, Number> = BTreeMap::new();
+    // Whose split it is, by the number of the entry, and since when.
+    let mut routed: BTreeMap<u64, (Number, usize)> = BTreeMap::new();
     // The first raise of a router by a process that knew better.
     let mut raised: BTreeMap<(u32, usize, Number), usize> = BTreeMap::new();
     for (when, event) in history.events.iter().enumerate() {
@@ -55,17 +55,13 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                     if renews && bound.contains(process) {
                         continue;
                     }
-                    let rollout = if renews {
-                        routed.get(&sent.seq).copied().unwrap_or(0)
-                    } else {
-                        sent.rollout
+                    let (rollout, decided) = match routed.get(&sent.seq) {
+                        Some(routed) if renews => *routed,
+                        _ => (sent.rollout, 0),
                     };
                     let marked = marks.get(&(*process, rollout)).copied();
-                    let latched = latches
-                        .get(process)
-                        .filter(|_| !renews)
-                        .into_iter()
-                        .flatten();
+                    let latched = latches.get(process).into_iter().flatten();
+                    let latched = latched.filter(|(_, when)| **when > decided);
                     let bad = latched.map(|(router, when)| (*router, *when)).chain(marked);
                     // All are asked at once: it is told in a later round if that one has been asked again.
                     let since = |router| asked.get(&(*process, router)).copied().unwrap_or(0);
@@ -84,7 +80,7 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                         return violated("heard", event.at, text);
                     }
                 }
-                _ => {}
+                Asked::Set(_) => {}
             },
             // Released meanwhile, which its next answer will say.
             What::Told { router, seen, .. }
@@ -111,7 +107,7 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                     latches.clear();
                 }
                 if step.route.is_some() {
-                    routed.insert(step.seq, step.rollout);
+                    routed.insert(step.seq, (step.rollout, when));
                 }
             }
             _ => {}

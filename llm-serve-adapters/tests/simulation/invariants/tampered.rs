@@ -2,7 +2,7 @@
 //! that rollout go on.
 
 use super::violated;
-use crate::history::{History, Number, Violation, What, Why};
+use crate::history::{History, Millis, Number, Violation, What, Why};
 use llm_rollout::Phase;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
     let mut at: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
     let mut owner = 0;
     let mut stage: Option<Number> = None;
-    let mut noticed: BTreeSet<Number> = BTreeSet::new();
+    let mut noticed: BTreeMap<Number, Millis> = BTreeMap::new();
     for event in &history.events {
         match &event.what {
             What::Acquired { process, .. } => owner = *process,
@@ -30,14 +30,18 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                 // What has been put right since, by an order that was on its way, was not noticed.
                 && at.get(router).is_none_or(|at| *at == seen.order) =>
             {
-                noticed.extend(stage);
+                if let Some(rollout) = stage {
+                    noticed.entry(rollout).or_insert(event.at);
+                }
             }
             What::Decided(step) => {
                 stage = matches!(step.after, Phase::Soaking { .. } | Phase::Held { .. })
                     .then_some(step.rollout);
                 let by_gates = matches!(step.why, Why::Look(_));
                 let on = matches!(step.after, Phase::Shifting { .. } | Phase::Promoting);
-                if on && by_gates && noticed.contains(&step.rollout) {
+                // What was on its way to the log before may still arrive.
+                let knew = noticed.get(&step.rollout).is_some_and(|at| step.sent > *at);
+                if on && by_gates && knew {
                     let text =
                         format!("a router was changed by hand, and now it is {}", step.after);
                     return violated("tampered", event.at, text);
