@@ -26,7 +26,7 @@ use llm_rollout::{
 use llm_version_core::VersionId;
 use probes::Watching;
 pub(crate) use queue::Wanted;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -132,6 +132,8 @@ pub(crate) struct Controller {
     behind: Duration,
     /// When each router was read last, and may have been told to go on; or this controller began.
     answered: BTreeMap<RouterId, Timestamp>,
+    /// Routers that had a latch when they were last heard.
+    latched: BTreeSet<RouterId>,
     watch: Watching,
     learner: Learner,
     /// How often in a row the backend has said that the baseline cannot serve.
@@ -179,6 +181,7 @@ impl Controller {
             heard: BTreeMap::new(),
             behind: Duration::ZERO,
             answered: BTreeMap::new(),
+            latched: BTreeSet::new(),
             unhealthy: 0,
             watch: Watching::default(),
             learner: Learner::default(),

@@ -43,10 +43,17 @@ impl Controller {
             .is_none_or(|since| now < since.after(grace));
         let forward =
             self.active && self.doubt.is_none() && self.rollout().is_some_and(Rollout::may_raise);
+        // What a router has said holds until it says something else.
+        let raise = forward && !self.routers().any(|r| self.latched.contains(r.id()));
+        let may = May {
+            forward,
+            raise,
+            within_grace,
+        };
         let (fence, rollout) = (self.fence, self.rollout());
         let round = join_all(self.routers().map(async |router| {
             let mut heard = false;
-            let visit = visit(&**router, fence, rollout, forward, within_grace, &mut heard);
+            let visit = visit(&**router, fence, rollout, may, &mut heard);
             let answer = within(visit).await;
             (router.id().clone(), heard, answer)
         }))
@@ -57,10 +64,20 @@ impl Controller {
             if heard {
                 self.answered.insert(id.clone(), over);
             }
-            match answer {
+            let state = match answer {
                 Err(error) if error.kind() == ErrorKind::Fenced => return Err(error),
-                answer => said.push((id, answer.ok())),
+                answer => answer.ok(),
+            };
+            match &state {
+                Some(state) if state.latch.is_some() => {
+                    self.latched.insert(id.clone());
+                }
+                Some(_) => {
+                    self.latched.remove(&id);
+                }
+                None => {}
             }
+            said.push((id, state));
         }
         let observed = Observed::new(said);
         self.note_round(&observed);
@@ -142,12 +159,21 @@ pub(super) async fn within<T>(call: impl Future<Output = Result<T>>) -> Result<T
     }
 }
 
+/// What routers may be told in a round, beside the way back.
+#[derive(Debug, Clone, Copy)]
+struct May {
+    forward: bool,
+    /// Forward to a share, or to a promotion: no router has a latch.
+    raise: bool,
+    /// Renewals.
+    within_grace: bool,
+}
+
 async fn visit(
     router: &dyn TrafficRouter,
     fence: Fence,
     rollout: Option<&Rollout>,
-    forward: bool,
-    within_grace: bool,
+    may: May,
     heard: &mut bool,
 ) -> Result<RouterState> {
     let state = match router.observe(fence).await {
@@ -175,18 +201,18 @@ async fn visit(
             || state.mark.as_ref() == Some(r.id())
             || state.split.epoch > order.split.epoch
     });
-    let may = match order.direction {
+    let allowed = match order.direction {
         Direction::Back => true,
-        Direction::End => forward,
-        Direction::Forward | Direction::Promote => forward && !told_back,
+        Direction::End => may.forward,
+        Direction::Forward | Direction::Promote => may.raise && !told_back,
     };
-    let told = if state.at < order.at && may {
+    let told = if state.at < order.at && allowed {
         router.set(&order).await
     } else if state.at == order.at
         && order.direction == Direction::Forward
         && !state.lapsed
         && !told_back
-        && within_grace
+        && may.within_grace
     {
         router.renew(order.at, state.clock).await
     } else {

@@ -355,6 +355,28 @@ async fn what_a_router_said_while_the_first_share_was_in_doubt_is_not_forgotten(
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_is_led_forward_while_a_router_that_was_latched_cannot_be_asked() {
+    for latched in [true, false] {
+        let (store, gateway) = (Cuttable::default(), Gateway::open());
+        let second = gateway.clone();
+        let mut host = Host::with(&store, |b| b.router(second)).await;
+        let forced: Change = |state| state.latch = Some(version(1));
+        *gateway.says.lock().unwrap() = latched.then_some(forced);
+        host.live(10, 40, &alike).await;
+        gateway.is(Line::Cut);
+        *gateway.says.lock().unwrap() = None;
+        let run = host.endpoint.submit(id("r1"), version(2), plan()).await;
+        host.live(10, 40, &alike).await;
+        let phase = run.unwrap().rollout().unwrap().phase();
+        assert_eq!(phase, Phase::Shifting { stage: 0 });
+        assert_eq!(host.candidate_share() == 0, latched);
+        gateway.is(Line::Good);
+        host.live(30, 40, &alike).await;
+        assert!(host.candidate_share() > 30 && gateway.share() > Share::NONE);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_stage_is_left_while_a_router_takes_no_orders() {
     for (line, stage) in [(Line::Good, 1), (Line::Deaf, 0)] {
         let (_store, gateway, mut host, run) = soaking_at_two().await;
