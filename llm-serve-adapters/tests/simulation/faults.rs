@@ -123,9 +123,9 @@ impl Fault {
             Self::SourceLate => 0.2,
             Self::BackendSlow | Self::BackendFails | Self::EvaluatorFails => 0.4,
             Self::NotifierFails => 0.6,
-            Self::LateOrder | Self::SourceStale => 0.3,
+            Self::LateOrder | Self::SourceStale | Self::Crossing => 0.3,
             Self::Paused => 0.06,
-            Self::DoubtLasts | Self::Nervous | Self::RouterClock | Self::Crossing => 0.7,
+            Self::DoubtLasts | Self::Nervous | Self::RouterClock => 0.7,
             Self::Forced | Self::Tampered => 0.02,
         }
     }
@@ -155,7 +155,6 @@ const THEMES: [&[(Fault, f64)]; 6] = [
         (Fault::RouterRestart, 0.05),
         (Fault::PartitionRouter, 0.08),
         (Fault::LateOrder, 0.1),
-        (Fault::Crossing, 0.7),
     ],
     // Successors in doubt: the log has moved on, and messages of those before are still on their way.
     &[
@@ -166,7 +165,7 @@ const THEMES: [&[(Fault, f64)]; 6] = [
         (Fault::SecondController, 0.3),
         (Fault::StoreOutage, 0.08),
         (Fault::Delay, 0.3),
-        (Fault::Crossing, 1.0),
+        (Fault::Crossing, 0.3),
     ],
     // Routers cannot be heard for long, or start again with another idea of time.
     &[

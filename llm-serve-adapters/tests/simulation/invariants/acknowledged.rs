@@ -28,6 +28,7 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
             }
             What::Decided(step)
                 if goes_on(step.after)
+                    && step.after != step.before
                     && aborted.get(&step.rollout).is_some_and(|(at, fence)| {
                         step.sent > *at && (shared || step.fence == *fence)
                     }) =>
