@@ -49,6 +49,13 @@ impl Totals {
         self.words.get(range).unwrap_or_default()
     }
 
+    /// At least so many have been assigned.
+    pub(crate) fn raise_assigned(&mut self, least: u64) {
+        if let Some(assigned) = self.words.get_mut(ASSIGNED) {
+            *assigned = least.max(*assigned);
+        }
+    }
+
     pub(crate) fn finished(&self) -> u64 {
         self.part(CLASSES..FLAGS).iter().sum()
     }
@@ -258,16 +265,31 @@ impl Cell {
     /// What it is about (its kind left out) and holds, as of between two writes; none if it has never been used.
     pub(crate) fn read(&self) -> Result<Option<(Decision, Totals)>, Interrupted> {
         let mut totals = Totals::default();
-        for attempt in 0..TRIES {
-            let before = self.sequence.load(Ordering::Acquire);
-            let about = self.about();
+        let about = self.whole(|| {
             // From the end, so that what has ended has been assigned.
             for (to, from) in totals.words.iter_mut().zip(&self.words).rev() {
                 *to = from.load(Ordering::Relaxed);
             }
+        })?;
+        Ok(about.map(|about| (about, totals)))
+    }
+
+    /// The same of its beginnings alone.
+    pub(crate) fn assigned(&self) -> Result<Option<(Decision, u64)>, Interrupted> {
+        let mut count = 0;
+        let about = self.whole(|| count = self.words[ASSIGNED].load(Ordering::Relaxed))?;
+        Ok(about.map(|about| (about, count)))
+    }
+
+    /// Looks until nobody has written meanwhile; what it was about.
+    fn whole(&self, mut look: impl FnMut()) -> Result<Option<Decision>, Interrupted> {
+        for attempt in 0..TRIES {
+            let before = self.sequence.load(Ordering::Acquire);
+            let about = self.about();
+            look();
             fence(Ordering::Acquire);
             if before.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == before {
-                return Ok(about.map(|about| (about, totals)));
+                return Ok(about);
             }
             if attempt % 16 == 15 {
                 yield_now();

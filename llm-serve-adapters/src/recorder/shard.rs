@@ -483,21 +483,34 @@ impl Registry {
             .try_for_each(|shard| visit(shard))
     }
 
-    /// Sums over all threads, by epoch and kind. Writers go on meanwhile.
+    /// Sums over all threads, by epoch and kind. Writers go on meanwhile; what has ended has been assigned.
     pub(crate) fn totals(&self, epoch: Option<u64>) -> Result<Sums, Interrupted> {
         let mut sums = Sums::new();
-        self.each(|shard| {
-            for (kind, cell) in shard.cells() {
-                if let Some((about, totals)) = cell.read()?
-                    && epoch.is_none_or(|epoch| epoch == about.epoch().get())
-                {
-                    sums.entry((about.epoch().get(), kind))
-                        .and_modify(|(_, sum)| sum.add(&totals))
-                        .or_insert((about, totals));
-                }
+        let shards = self.lock();
+        let cells = || {
+            let shards = shards.live.iter().chain(shards.retired.get());
+            shards.flat_map(|shard| shard.cells())
+        };
+        for (kind, cell) in cells() {
+            if let Some((about, totals)) = cell.read()?
+                && epoch.is_none_or(|epoch| epoch == about.epoch().get())
+            {
+                sums.entry((about.epoch().get(), kind))
+                    .and_modify(|(_, sum)| sum.add(&totals))
+                    .or_insert((about, totals));
             }
-            Ok(())
-        })?;
+        }
+        // A request may begin on one thread and end on another, whose counters were read later.
+        let mut assigned: BTreeMap<(u64, Kind), u64> = BTreeMap::new();
+        for (kind, cell) in cells() {
+            if let Some((about, count)) = cell.assigned()? {
+                let sum = assigned.entry((about.epoch().get(), kind)).or_default();
+                *sum = sum.wrapping_add(count);
+            }
+        }
+        for (key, (_, totals)) in &mut sums {
+            totals.raise_assigned(assigned.get(key).copied().unwrap_or(0));
+        }
         Ok(sums)
     }
 

@@ -353,8 +353,10 @@ fn nothing_is_lost_when_threads_end_or_tickets_move_between_them() {
                     if thread == 0 && n % 100 == 0 {
                         let snapshot = recorder.snapshot().unwrap();
                         let row = &snapshot.rows[0];
+                        let (assigned, finished) = (row.assigned(), row.finished());
                         assert!(
-                            row.finished() <= row.assigned() && row.assigned() <= THREADS * EACH
+                            finished <= assigned && assigned <= THREADS * EACH,
+                            "{assigned} {finished}"
                         );
                     }
                 }
