@@ -190,15 +190,13 @@ impl KubernetesRouter {
     /// # Errors
     /// `Transient` if the object cannot be written now; the guard tries again while this process lives.
     pub async fn force_baseline(&self, why: &str) -> Result<()> {
-        let force = |core: &mut RouterCore, now| {
-            core.force_baseline(why, now);
+        let why = why.to_owned();
+        let force = move |core: &mut RouterCore, now| {
+            core.force_baseline(&why, now);
             Ok(())
         };
-        let change = Change {
-            act: &force,
-            manner: Manner::ComeWhatMay,
-        };
-        self.0.exchange(&change).await.map(drop)
+        let change = Change::new(Manner::ComeWhatMay, force);
+        self.0.exchange(change).await.map(drop)
     }
 }
 
@@ -225,42 +223,49 @@ impl TrafficRouter for KubernetesRouter {
     }
 
     async fn observe(&self, fence: Fence) -> Result<RouterState> {
-        let observe = |core: &mut RouterCore, now| core.observe(fence, now);
-        let change = Change {
-            act: &observe,
-            manner: Manner::Observe,
-        };
-        self.0.exchange(&change).await
+        let observe = move |core: &mut RouterCore, now| core.observe(fence, now);
+        let change = Change::new(Manner::Observe, observe);
+        self.0.exchange(change).await
     }
 
     async fn set(&self, order: &Order) -> Result<RouterState> {
         self.0.check(&order.split)?;
-        let set = |core: &mut RouterCore, now| core.set(order, now);
+        let told = order.clone();
+        let set = move |core: &mut RouterCore, now| core.set(&told, now);
         let manner = if order.direction == Direction::Back {
             Manner::ComeWhatMay
         } else {
             Manner::Order
         };
-        let change = Change { act: &set, manner };
-        self.0.exchange(&change).await
+        self.0.exchange(Change::new(manner, set)).await
     }
 
     async fn renew(&self, at: Position, clock: RouterClock) -> Result<RouterState> {
-        let renew = |core: &mut RouterCore, now| core.renew(at, clock, now);
-        let change = Change {
-            act: &renew,
-            manner: Manner::Renew,
-        };
-        self.0.exchange(&change).await
+        let renew = move |core: &mut RouterCore, now| core.renew(at, clock, now);
+        let change = Change::new(Manner::Renew, renew);
+        self.0.exchange(change).await
     }
 }
 
-type Act<'a> = &'a (dyn Fn(&mut RouterCore, Timestamp) -> std::result::Result<(), Refused> + Sync);
+type Act = dyn Fn(&mut RouterCore, Timestamp) -> std::result::Result<(), Refused> + Send + Sync;
 
 /// What is to happen to the router's rules, and to the object, in one exchange.
-struct Change<'a> {
-    act: Act<'a>,
+struct Change {
+    act: Box<Act>,
     manner: Manner,
+}
+
+impl Change {
+    fn new(
+        manner: Manner,
+        act: impl Fn(&mut RouterCore, Timestamp) -> std::result::Result<(), Refused>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        let act = Box::new(act);
+        Self { act, manner }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -332,8 +337,16 @@ impl Shared {
         })
     }
 
+    /// To its end, even if nobody waits for it any more: what has been written must be known.
+    async fn exchange(self: &Arc<Self>, change: Change) -> Result<RouterState> {
+        let shared = Arc::clone(self);
+        let exchange = tokio::spawn(async move { shared.exchanged(&change).await });
+        let ended = exchange.await;
+        ended.unwrap_or_else(|e| Err(Error::transient("the exchange was broken off").because(e)))
+    }
+
     /// Reads the object, does what is to happen, and writes it if that changes anything; anew if somebody else has written meanwhile.
-    async fn exchange(self: &Arc<Self>, change: &Change<'_>) -> Result<RouterState> {
+    async fn exchanged(self: &Arc<Self>, change: &Change) -> Result<RouterState> {
         let mut control = self.control.lock().await;
         let mut outcome = Err(Error::transient(format!(
             "{} is written by others all the time: try again",
@@ -366,11 +379,7 @@ impl Shared {
     }
 
     /// Once; none if somebody else has written meanwhile.
-    async fn attempt(
-        &self,
-        control: &mut Control,
-        change: &Change<'_>,
-    ) -> Result<Option<RouterState>> {
+    async fn attempt(&self, control: &mut Control, change: &Change) -> Result<Option<RouterState>> {
         control.pass(self.clock.now());
         let mut object = self.object.get().await?;
         let found = Remembered::of(&object)?;
@@ -519,13 +528,9 @@ impl Shared {
         let shared = Arc::clone(self);
         let guard = tokio::spawn(async move {
             tokio::time::sleep(wait).await;
-            let nothing = |_: &mut RouterCore, _| Ok(());
-            let change = Change {
-                act: &nothing,
-                manner: Manner::Guard,
-            };
+            let change = Change::new(Manner::Guard, |_, _| Ok(()));
             // It sets the next guard, if one is needed.
-            let _tried_again = shared.exchange(&change).await;
+            let _tried_again = shared.exchanged(&change).await;
         });
         control.guard = Some(guard.abort_handle());
     }

@@ -36,6 +36,8 @@ enum Fault {
     Lost,
     /// What is written does not arrive.
     Cut,
+    /// What is written is carried out, and the answer takes its time.
+    Slow(Duration),
     /// Somebody else writes first.
     Meanwhile,
     /// It is refused with this status.
@@ -201,7 +203,7 @@ impl tower_service::Service<http::Request<kube::client::Body>> for Server {
             let put = head.method == http::Method::PUT;
             let fault = me.inside(|inside| match inside.faults.front() {
                 // These are about writing.
-                Some(Fault::Lost | Fault::Cut | Fault::Meanwhile) if !put => None,
+                Some(Fault::Lost | Fault::Cut | Fault::Slow(_) | Fault::Meanwhile) if !put => None,
                 _ => inside.faults.pop_front(),
             });
             if matches!(fault, Some(Fault::Unreachable | Fault::Cut)) {
@@ -217,8 +219,10 @@ impl tower_service::Service<http::Request<kube::client::Body>> for Server {
                 }
                 _ => me.inside(|inside| inside.answer(&head.method, &body)),
             };
-            if matches!(fault, Some(Fault::Lost)) {
-                return Err(gone());
+            match fault {
+                Some(Fault::Lost) => return Err(gone()),
+                Some(Fault::Slow(by)) => tokio::time::sleep(by).await,
+                _ => {}
             }
             let response = http::Response::builder().status(code);
             Ok(response.body(Full::from(said.to_string())).unwrap())
@@ -472,6 +476,32 @@ async fn an_answer_that_is_lost_is_found_again() {
         (found.split, server.weights()),
         (more.split, (2_500, 7_500))
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_exchange_that_nobody_waits_for_goes_on_to_its_end() {
+    let server = Server::with(Kind::HttpRoute);
+    let router = server.router(Kind::HttpRoute);
+    let state = raised(&router, 5, 5_000).await;
+    let moment = Duration::from_millis(100);
+    server.will(Fault::Slow(10 * moment));
+    let back = order(5, 2, Direction::Back, 0, &state);
+    let waited = tokio::time::timeout(moment, router.set(&back)).await;
+    assert!(waited.is_err() && server.weights() == (10_000, 0));
+    let state = router.observe(Fence::new(5)).await.unwrap();
+    assert!(state.mark.is_some() && state.at == back.at, "{state:?}");
+    server.will(Fault::Slow(10 * moment));
+    let end = order(5, 3, Direction::End, 0, &state);
+    router.set(&end).await.unwrap();
+    // A raise whose answer nobody heard ends as well.
+    let state = router.observe(Fence::new(5)).await.unwrap();
+    server.will(Fault::Slow(10 * moment));
+    let raise = order(5, 4, Direction::Forward, 5_000, &state);
+    let waited = tokio::time::timeout(moment, router.set(&raise)).await;
+    assert!(waited.is_err() && server.weights() == (5_000, 5_000));
+    tokio::time::sleep(LEASE).await;
+    tokio::time::sleep(GUARD).await;
+    assert_eq!(server.weights(), (10_000, 0));
 }
 
 #[tokio::test(start_paused = true)]
