@@ -20,7 +20,7 @@ async fn start() -> (String, Process, tempfile::TempDir) {
     let mut args = vec!["server", "--host", "127.0.0.1", "--port", &number];
     args.extend(["--workers", "1", "--backend-store-uri", &store]);
     args.extend(["--artifacts-destination", "artifacts"]);
-    let process = Process::start(folder.path(), &env("LLM_E2E_MLFLOW"), &args);
+    let process = Process::start_family(folder.path(), &env("LLM_E2E_MLFLOW"), &args);
     ready(port, "/health").await;
     (format!("http://127.0.0.1:{port}"), process, folder)
 }

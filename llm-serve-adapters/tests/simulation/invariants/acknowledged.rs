@@ -57,7 +57,7 @@ fn is_stranded(step: &Decided) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tale::{BACK, decided, history, step};
+    use super::super::tale::{BACK, decided, history, seen, step};
     use super::*;
 
     #[test]
@@ -72,11 +72,27 @@ mod tests {
         let late = decided(promotes.clone());
         promotes.sent = 2;
         let promotes = decided(promotes);
-        assert!(check(&history(vec![(1, answer(true)), (3, late)])).is_ok());
-        let back = decided(step(3, soaking, BACK));
-        assert!(check(&history(vec![(1, answer(true)), (2, back)])).is_ok());
-        assert!(check(&history(vec![(1, answer(true)), (2, promotes.clone())])).is_err());
-        assert!(check(&history(vec![(1, answer(false)), (2, promotes)])).is_ok());
+        let booted = What::Booted {
+            router: 0,
+            seen: seen(0, 1),
+        };
+        let told =
+            |answer, then| check(&history(vec![(0, booted.clone()), (1, answer), (3, then)]));
+        assert!(told(answer(true), late).is_ok());
+        assert!(told(answer(true), decided(step(3, soaking, BACK))).is_ok());
+        let stays = Phase::Shifting { stage: 0 };
+        let mut waits = step(3, stays, stays);
+        waits.sent = 2;
+        assert!(told(answer(true), decided(waits)).is_ok());
+        assert!(told(answer(true), promotes.clone()).is_err());
+        assert!(told(answer(false), promotes.clone()).is_ok());
+        // With no routers but its own, a successor may not have heard.
+        for (fence, kept) in [(1, false), (0, true)] {
+            let (process, answer) = (1, answer(true));
+            let owner = What::Acquired { process, fence };
+            let told = history(vec![(0, owner), (1, answer), (3, promotes.clone())]);
+            assert_eq!(check(&told).is_ok(), kept);
+        }
     }
 
     #[test]

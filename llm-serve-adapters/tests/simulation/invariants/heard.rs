@@ -56,12 +56,13 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
                         continue;
                     }
                     let (rollout, decided) = match routed.get(&sent.seq) {
-                        Some(routed) if renews => *routed,
-                        _ => (sent.rollout, 0),
+                        Some((rollout, decided)) if renews => (*rollout, Some(*decided)),
+                        _ => (sent.rollout, None),
                     };
                     let marked = marks.get(&(*process, rollout)).copied();
                     let latched = latches.get(process).into_iter().flatten();
-                    let latched = latched.filter(|(_, when)| **when > decided);
+                    let latched =
+                        latched.filter(|(_, when)| decided.is_none_or(|decided| **when > decided));
                     let bad = latched.map(|(router, when)| (*router, *when)).chain(marked);
                     // All are asked at once: it is told in a later round if that one has been asked again.
                     let since = |router| asked.get(&(*process, router)).copied().unwrap_or(0);
@@ -118,9 +119,10 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tale::{history, seen};
+    use super::super::tale::{decided, forward, history, seen, step};
     use super::*;
     use crate::history::{Seen, Sent};
+    use llm_rollout::Phase;
 
     fn calls(asked: Asked, router: usize) -> What {
         What::Calls {
@@ -175,5 +177,27 @@ mod tests {
         }
         let released = vec![heard(0, 1), heard(0, 0), asks, again, raise];
         assert!(check(&story(released)).is_ok());
+    }
+
+    #[test]
+    fn who_has_heard_of_a_latch_since_the_split_was_decided_prolongs_it_for_nobody() {
+        let mut raise = step(3, Phase::Planned, Phase::Shifting { stage: 0 });
+        raise.route = Some(forward(100, 2));
+        let raise = decided(raise);
+        let renew = calls(Asked::Renew, 0);
+        let (asks, again) = (calls(Asked::Observe, 0), calls(Asked::Observe, 1));
+        let round = [again, asks, renew];
+        let told = |before: &[What]| {
+            let rounds = [round.clone(), round.clone()].concat();
+            story([before, &rounds].concat())
+        };
+        assert!(check(&told(&[raise.clone(), heard(0, 1)])).is_err());
+        assert!(check(&told(&[raise.clone(), heard(1, 0)])).is_err());
+        assert!(check(&told(&[heard(0, 1), raise.clone()])).is_ok());
+        let unsure = What::Unsure {
+            process: 1,
+            binding: true,
+        };
+        assert!(check(&told(&[raise, unsure, heard(0, 1)])).is_ok());
     }
 }

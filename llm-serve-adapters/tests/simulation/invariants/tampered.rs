@@ -79,9 +79,10 @@ mod tests {
             needed: 0,
             confirmed: true,
         });
-        let story = |order, after| {
+        let story = |order, after, sent| {
             let mut next = step(9, soaking, after);
             next.why = look.clone();
+            next.sent = sent;
             let heard = Seen { order, ..changed };
             history(vec![
                 (1, decided(step(3, Phase::Shifting { stage: 0 }, soaking))),
@@ -103,8 +104,9 @@ mod tests {
                 (4, decided(next)),
             ])
         };
-        assert!(check(&story((1, 9), BACK)).is_ok());
-        assert!(check(&story((1, 3), Phase::Promoting)).is_ok());
-        assert!(check(&story((1, 9), Phase::Promoting)).is_err());
+        assert!(check(&story((1, 9), BACK, 4)).is_ok());
+        assert!(check(&story((1, 3), Phase::Promoting, 4)).is_ok());
+        assert!(check(&story((1, 9), Phase::Promoting, 4)).is_err());
+        assert!(check(&story((1, 9), Phase::Promoting, 2)).is_ok());
     }
 }
