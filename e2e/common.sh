@@ -9,7 +9,9 @@ missing() { # missing LANE WHAT
 from_debian() { # from_debian PROGRAM PACKAGE...
   command -v "$1" >/dev/null && return 0
   [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 1
-  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${@:2}"; } >"$work/apt.log" 2>&1
+  # One at a time: other checks may install, too.
+  (flock 9; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${@:2}") \
+    9>"${TMPDIR:-/tmp}/llm-rollout-apt.lock" >"$work/apt.log" 2>&1
   command -v "$1" >/dev/null
 }
 
@@ -75,7 +77,7 @@ llama_server() {
 real() { # real LANE VERSION [SIDE-BY-SIDE]
   local log=$work/$1.log ok=no begin=$SECONDS
   # The packages and features of `cargo test --workspace`: they are built once.
-  cargo test --quiet --workspace --test real \
+  RUST_BACKTRACE=0 cargo test --quiet --workspace --test real \
     -- --ignored --nocapture --test-threads "${3:-1}" "$1::" >"$log" 2>&1 && ok=yes
   grep -oE 'ok      .*' "$log" | sed 's/^/        /'
   # What was met, for the table of adapters.

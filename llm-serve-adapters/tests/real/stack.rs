@@ -616,6 +616,8 @@ impl User {
         let asked = json!({
             "model": "chat", "messages": [{"role": "user", "content": question}],
             "max_tokens": self.tokens, "temperature": 0, "seed": 1, "stream": stream,
+            // Else an answer would depend, by rounding, on what was asked before it.
+            "cache_prompt": false,
         });
         self.note(|tally| tally.sent += 1);
         let got = async {
