@@ -1,6 +1,8 @@
 //! Every target on its seeds, without a fuzzer.
 
 use fuzz::{TARGETS, bounded, seeds};
+// It is built with the flags of the fuzzer, whose runtime counts for whoever has them.
+use libfuzzer_sys as _;
 use std::fs;
 use std::path::Path;
 
