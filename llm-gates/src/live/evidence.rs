@@ -174,8 +174,21 @@ impl Evidence {
     /// # Errors
     /// [`BadWindow`] when the window cannot be evidence; the evidence is then as it was.
     pub fn observe(&mut self, plan: &GatePlan, window: &Window) -> Result<Judgement, BadWindow> {
-        self.look(plan, window)?;
-        Ok(self.report(plan))
+        let look = self.look(plan, window)?;
+        Ok(self.describe(plan, look, true))
+    }
+
+    /// The same with a report that lacks what only people read and what takes longer than all the rest: `interval`, `needed` and `detectable` are `None`. For those who judge a million times over.
+    ///
+    /// # Errors
+    /// [`BadWindow`] when the window cannot be evidence; the evidence is then as it was.
+    pub fn observe_brief(
+        &mut self,
+        plan: &GatePlan,
+        window: &Window,
+    ) -> Result<Judgement, BadWindow> {
+        let look = self.look(plan, window)?;
+        Ok(self.describe(plan, look, false))
     }
 
     /// The same without the report. Once every metric has been seen, it allocates nothing, but where a sketch reaches further than ever before.
@@ -463,29 +476,38 @@ impl Evidence {
 
     /// What all windows so far mean under this plan, with everything that each gate, threshold and hard limit has seen: a function of both alone.
     pub fn report(&self, plan: &GatePlan) -> Judgement {
-        let look = self.judge(plan);
-        let rollback: Vec<_> = self
-            .gated(plan)
-            .filter(|(g, _)| g.shares_budget())
-            .map(|(g, m)| (g.weight, m.log_e()))
+        self.describe(plan, self.judge(plan), true)
+    }
+
+    /// `look` is what [`Evidence::judge`] says.
+    fn describe(&self, plan: &GatePlan, look: Look, estimates: bool) -> Judgement {
+        // Each test's evidence is worked out once.
+        let seen: Vec<_> = self.gated(plan).map(|(g, m)| (g, m, m.log_e())).collect();
+        let rollback: Vec<_> = seen
+            .iter()
+            .filter(|(g, ..)| g.shares_budget())
+            .map(|(g, _, log_e)| (g.weight, *log_e))
             .collect();
         let mut blamed = blame(&rollback).into_iter();
-        let describe = |(gate, metric): (&LiveGate, &MetricEvidence)| {
+        let describe = |(gate, metric, log_e): (&LiveGate, &MetricEvidence, f64)| {
             let blamed = gate.shares_budget().then(|| blamed.next()).flatten();
-            let failed = match blamed {
-                Some(log) => log >= look.bound,
-                None => fails_alone(plan, metric),
-            };
             let users = self.users(gate).1;
+            let (bound, share) = if gate.shares_budget() {
+                (look.bound, gate.weight)
+            } else {
+                (own_bound(plan, metric), 1.0)
+            };
+            let failed = blamed.unwrap_or(log_e) >= bound;
+            let estimated = Some(metric).filter(|_| estimates);
             GateEvidence {
                 metric: gate.metric.clone(),
                 unit: gate.unit.clone(),
                 weight: gate.weight,
-                log_e: metric.log_e(),
+                log_e,
                 candidate: metric.candidate,
                 baseline: metric.baseline,
                 ratio: metric.ratio(),
-                interval: metric.interval(plan.alpha),
+                interval: estimated.and_then(|m| m.interval(plan.alpha)),
                 verdict: match (failed, metric.passes(gate, &plan.pass)) {
                     (true, _) => Verdict::Fail,
                     (false, true) => Verdict::Pass,
@@ -494,24 +516,16 @@ impl Evidence {
                 users: (users > 1.0).then_some(users),
                 late_starts: metric.late_starts(),
                 dry_run: gate.dry_run,
-                bound: Some(if gate.shares_budget() {
-                    look.bound
-                } else {
-                    own_bound(plan, metric)
-                }),
+                bound: Some(bound),
                 blamed,
                 no_harm: metric.no_harm(&plan.pass),
-                needed: metric.needed(&plan.pass),
-                detectable: metric.detectable(if gate.shares_budget() {
-                    libm::exp(-look.bound) * gate.weight
-                } else {
-                    libm::exp(-own_bound(plan, metric))
-                }),
+                needed: estimated.and_then(|m| m.needed(&plan.pass)),
+                detectable: estimated.and_then(|m| m.detectable(libm::exp(-bound) * share)),
                 noise: metric.noise(),
                 assumed: self.assumed(gate, metric),
             }
         };
-        let gates = self.gated(plan).map(describe).collect();
+        let gates = seen.into_iter().map(describe).collect();
         let Look {
             verdict,
             action,

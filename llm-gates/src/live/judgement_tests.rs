@@ -47,6 +47,22 @@ fn a_report_is_a_function_of_plan_and_evidence() {
 }
 
 #[test]
+fn a_brief_report_lacks_only_the_estimates() {
+    let (mut evidence, mut brief) = (Evidence::new(), Evidence::new());
+    for at in 0..40 {
+        let bad = window(at, (100, 1 + at / 5), (100, 1));
+        let mut judgement = evidence.observe(&plan(WEAK), &bad).unwrap();
+        assert_eq!(evidence.report(&plan(WEAK)), judgement);
+        for gate in &mut judgement.gates {
+            let seen = gate.interval.take().is_some() & gate.detectable.take().is_some();
+            assert!(gate.needed.take().is_some() && (seen || at < 20));
+        }
+        assert_eq!(brief.observe_brief(&plan(WEAK), &bad).unwrap(), judgement);
+    }
+    assert!(evidence.failed() && brief == evidence);
+}
+
+#[test]
 fn the_gate_to_blame_is_named_with_its_evidence() {
     let mut evidence = Evidence::new();
     let bad = (0..20).map(|at| {

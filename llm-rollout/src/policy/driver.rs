@@ -299,7 +299,7 @@ impl<'a> Driver<'a> {
                 let window = self.world.window(epoch, self.cursor, self.now);
                 let share = self.rollout.state().split.share.basis_points();
                 self.evidence.expose(share);
-                match self.evidence.observe(gates, window) {
+                match self.evidence.observe_brief(gates, window) {
                     Ok(judgement) => judgement,
                     Err(bad) => {
                         let reason = bad.to_string();
