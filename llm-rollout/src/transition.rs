@@ -499,8 +499,7 @@ fn drifted(rollout: &Rollout, routers: &Observed) -> Option<String> {
     routers
         .reachable()
         .find(|(_, r)| {
-            r.at.seq < routed
-                || (r.at.seq == routed && !r.lapsed && r.split != rollout.state().split)
+            r.at.seq < routed || (r.at.seq == routed && r.split != rollout.state().split)
         })
         .map(|(id, _)| id.to_string())
 }

@@ -151,6 +151,7 @@ fn warnings_and_dry_runs_tell_people_once_and_do_nothing_else() {
     let mut watched = Watched::by(
         "[[thresholds]]\nmetric = \"slow\"\nworse_than = { absolute = 0.07 }\nmin_samples = 50\nsustained = { total = 1 }\naction = \"warn\"\n\
          [[thresholds]]\nname = \"strict\"\nmetric = \"slow\"\nworse_than = { absolute = 0.06 }\nmin_samples = 50\nsustained = { total = 1 }\ndry_run = true\n\
+         [[thresholds]]\nname = \"held\"\nmetric = \"slow\"\nworse_than = { absolute = 0.05 }\nmin_samples = 50\nsustained = { total = 1 }\naction = \"hold\"\ndry_run = true\n\
          [[gates]]\nmetric = \"slow\"\nweight = 1.0\ndry_run = true\n",
     );
     watched.minute(1_000, 10, 400);
@@ -159,14 +160,30 @@ fn warnings_and_dry_runs_tell_people_once_and_do_nothing_else() {
     watched.minute(1_000, 10, 400);
     let told = watched.told();
     let wake = told.iter().filter(|(page, _)| *page).count();
-    assert_eq!((told.len(), wake), (3, 0), "{told:?}");
+    assert_eq!((told.len(), wake), (4, 0), "{told:?}");
     for text in [
         "dry run: would rollback: evidence of harm in \"slow\"",
         "warning: \"slow\" is 0.4000, beyond the threshold of 0.0700",
         "dry run: would rollback: \"slow\" is 0.4000, beyond the threshold of 0.0600",
+        "dry run: would hold: \"slow\" is 0.4000, beyond the threshold of 0.0500",
     ] {
         assert!(told.iter().any(|(_, t)| t == text), "{text} in {told:?}");
     }
+}
+
+#[test]
+fn harm_that_waits_for_the_baseline_is_told_once_and_is_no_warning() {
+    let mut watched = Watched::by("");
+    let baseline = false;
+    watched.life.give(Input::Health { baseline }).unwrap();
+    for _ in 0..3 {
+        watched.minute(1_000, 400, 50);
+    }
+    assert_eq!(watched.phase(), Phase::Held { stage: 0 });
+    assert!(watched.life.rollout.state().stranded.is_some());
+    let told = watched.told();
+    assert_eq!(told.len(), 2, "the baseline, and harm: {told:?}");
+    assert!(told.iter().all(|(wakes, _)| *wakes), "{told:?}");
 }
 
 #[test]

@@ -258,3 +258,35 @@ fn short_histories_and_pauses_near_the_end_are_told() {
         );
     }
 }
+
+#[test]
+fn a_stage_is_too_short_for_what_it_waits_for_alone() {
+    let short = REST.replace("\"4h\"", "\"5m\"");
+    let with = |more: &str| short.replace("weight = 1.0", &format!("weight = 1.0\n{more}"));
+    for (said, rest) in [
+        (true, short.clone()),
+        (true, with("action = \"hold\"")),
+        (false, with("action = \"warn\"")),
+        (false, with("dry_run = true")),
+        (false, short.replace("min_samples = 500", "needs = []")),
+    ] {
+        let findings = found("", &rest);
+        let short = about("stage-too-short", &findings);
+        assert_eq!(short.is_some(), said, "{rest}{short:?}");
+    }
+}
+
+#[test]
+fn chance_matters_to_a_threshold_that_rolls_back() {
+    // Usual is one in a hundred.
+    let tight = "[[thresholds]]\nmetric = \"faults\"\nworse_than = { absolute = 0.011 }\nmin_samples = 50\n";
+    for (said, more) in [
+        (true, ""),
+        (false, "action = \"hold\"\n"),
+        (false, "dry_run = true\n"),
+    ] {
+        let findings = found("", &format!("{REST}{tight}{more}"));
+        let chance = about("threshold-by-chance", &findings);
+        assert_eq!(chance.is_some(), said, "{more}{chance:?}");
+    }
+}

@@ -246,6 +246,34 @@ fn a_pause_and_an_approval_stand_between_waves() {
 }
 
 #[test]
+fn only_a_notice_that_waits_is_told_to_be_done() {
+    let mut spec = three();
+    spec.waves[0].advance = Advance::Manual;
+    let mut life = Life::begun(spec);
+    life.tick_after(HOUR);
+    life.say(Verb::Approve).unwrap();
+    let ids = |life: &Life, notices: bool| {
+        let pending = life.waves.pending().iter();
+        let of = pending.filter(|i| matches!(i.effect, Effect::Notify(_)) == notices);
+        of.map(|i| i.id).collect::<Vec<_>>()
+    };
+    let (notices, others) = (ids(&life, true), ids(&life, false));
+    assert!(!notices.is_empty() && !others.is_empty());
+    let done = |life: &mut Life, intent| {
+        let outcome = Outcome::Ok;
+        life.give(Input::Done { intent, outcome })
+    };
+    for id in others {
+        assert_eq!(done(&mut life, id), Err(Rejected::UnknownIntent(id)));
+    }
+    for id in notices {
+        assert_eq!(done(&mut life, id), Ok(true));
+        assert_eq!(done(&mut life, id), Err(Rejected::UnknownIntent(id)));
+    }
+    assert_eq!(ids(&life, true), []);
+}
+
+#[test]
 fn nobody_waits_for_ever() {
     let mut spec = three();
     spec.waves[1].advance = Advance::Manual;
