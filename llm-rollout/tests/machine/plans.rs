@@ -1,7 +1,7 @@
 //! What a plan may say: the last values that are taken, the first that are refused, and what is left out.
 
 use crate::life::plan;
-use llm_gates::Action;
+use llm_gates::{Action, ColdStart, PassWhen};
 use llm_rollout::plan::{Exposure, PassSpec, PreFlightSpec, WatchSpec};
 use llm_rollout::{Plan, PlanSpec, Response, Share};
 use std::time::Duration;
@@ -204,6 +204,28 @@ fn a_threshold_or_a_hard_limit_is_judged_without_a_gate() {
         let plan = Plan::from_toml(&text).unwrap();
         assert!(plan.gate_plan(0).is_some(), "{alone}");
     }
+}
+
+#[test]
+fn gates_judge_by_what_the_whole_plan_says() {
+    let mut spec = plan().spec().clone();
+    spec.pause_alpha = Some(0.25);
+    spec.cold_start = ColdStart::Careful;
+    spec.pass = PassSpec::NonInferior {
+        margin: 0.5,
+        beta: 0.1,
+    };
+    let min_samples = spec.stages[1].min_samples;
+    let pass = PassWhen::NonInferior {
+        min_samples,
+        margin: 0.5,
+        beta: 0.1,
+    };
+    let gates = spec.gates.clone();
+    let judged = Plan::try_from(spec).unwrap().gate_plan(1).unwrap();
+    assert_eq!((judged.alpha, judged.pause_alpha), (0.05, Some(0.25)));
+    assert_eq!(judged.cold_start, ColdStart::Careful);
+    assert_eq!((judged.gates, judged.pass), (gates, pass));
 }
 
 #[test]
